@@ -1,0 +1,5 @@
+//! p2pdb: a group of servers that looks after itself.
+
+pub mod core;
+#[cfg(feature = "daemon")]
+pub mod edge;
