@@ -1,0 +1,204 @@
+//! The chains of the operation log: for each stream the last entry held, and what may follow it.
+//!
+//! Nothing gets into the log that does not continue its stream: the next sequence number, the hash of the entry before,
+//! a later time, the key of the stream's certificate. Entries are admitted in groups that end in a signature; an entry is
+//! *durable* once the journal has it, and only then counted in the vector that peers see.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ed25519_dalek::VerifyingKey;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::clock::Timestamp;
+use super::entry::{EntryError, Sealed};
+use super::id::{ClusterId, Digest, EntryId, ServerName, Stream};
+use super::merge::Files;
+use super::version::Vector;
+
+/// Tells whose key a certificate holds. Pure: the cluster CA's certificate is fixed when it is made.
+pub trait Certifier: Send + Sync {
+    /// The server and the Ed25519 key that the cluster CA has certified, whatever the time is now.
+    fn certified(&self, certificate_der: &[u8]) -> Result<(ServerName, [u8; 32]), String>;
+}
+
+/// The last entry of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub seq: u64,
+    pub hash: Digest,
+    pub time: Timestamp,
+    /// The Ed25519 key that signs the stream.
+    pub public_key: [u8; 32],
+}
+
+/// A whole state, and the chains that it continues: what a newcomer gets before the tail of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Checkpoint {
+    pub files: Files,
+    pub heads: BTreeMap<Stream, Head>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ChainError {
+    #[error("entry {id} does not follow: {held} is the last one held")]
+    Gap { id: EntryId, held: u64 },
+    #[error("entry {0} is not the entry that was held under this id: its origin has forked")]
+    Fork(EntryId),
+    #[error("entry {0} does not continue the hash chain of its stream")]
+    Broken(EntryId),
+    #[error("entry {0} is not later than the entry before it")]
+    Time(EntryId),
+    #[error("entry {0}: {1}")]
+    Entry(EntryId, #[source] EntryError),
+    #[error("the certificate in {0} is not valid: {1}")]
+    Certificate(EntryId, String),
+    #[error("the certificate in {0} is for {1}")]
+    Origin(EntryId, ServerName),
+    #[error("the entries up to {0} are not signed")]
+    Unsigned(EntryId),
+}
+
+/// The heads of all streams.
+#[derive(Clone, Default)]
+pub struct Chains {
+    heads: BTreeMap<Stream, Head>,
+}
+
+impl Chains {
+    pub fn new(heads: BTreeMap<Stream, Head>) -> Self {
+        Self { heads }
+    }
+
+    pub fn head(&self, stream: &Stream) -> Option<&Head> {
+        self.heads.get(stream)
+    }
+
+    pub fn heads(&self) -> &BTreeMap<Stream, Head> {
+        &self.heads
+    }
+
+    pub fn seq(&self, stream: &Stream) -> u64 {
+        self.heads.get(stream).map_or(0, |head| head.seq)
+    }
+
+    pub fn vector(&self) -> Vector {
+        self.heads.iter().map(|(stream, head)| (stream.clone(), head.seq)).collect()
+    }
+
+    /// The highest run known of an origin, 0 if none.
+    pub fn last_run(&self, origin: &ServerName) -> u32 {
+        self.heads.keys().filter(|stream| stream.origin == *origin).map(|stream| stream.run).max().unwrap_or(0)
+    }
+
+    /// Takes over the heads of a checkpoint where they are further.
+    pub fn join(&mut self, heads: &BTreeMap<Stream, Head>) {
+        for (stream, head) in heads {
+            if self.seq(stream) < head.seq {
+                self.heads.insert(stream.clone(), head.clone());
+            }
+        }
+    }
+
+    /// Checks entries of one stream against its head and returns those that are new and vouched for by a signature,
+    /// with the head they make. Entries already held are skipped; entries behind the last signature are left out.
+    ///
+    /// # Errors
+    /// The first entry that does not fit, and why. Nothing has changed then.
+    pub fn admit(
+        &self,
+        cluster: ClusterId,
+        certifier: &dyn Certifier,
+        entries: &[Arc<Sealed>],
+    ) -> Result<Option<Admitted>, ChainError> {
+        let Some(first) = entries.first() else { return Ok(None) };
+        let stream = &first.id().stream;
+        let mut head = self.heads.get(stream).cloned();
+        let mut admitted: Vec<Arc<Sealed>> = Vec::new();
+        for sealed in entries {
+            let id = sealed.id();
+            let held = head.as_ref().map_or(0, |head| head.seq);
+            if id.seq <= held && admitted.is_empty() {
+                if let Some(head) = &head
+                    && id.seq == head.seq
+                    && sealed.hash() != head.hash
+                {
+                    return Err(ChainError::Fork(id.clone()));
+                }
+                continue;
+            }
+            if id.stream != *stream || id.seq != held + 1 {
+                return Err(ChainError::Gap { id: id.clone(), held });
+            }
+            head = Some(follow(head, sealed, certifier)?);
+            admitted.push(sealed.clone());
+        }
+        let signed = admitted.iter().rposition(|sealed| sealed.signature().is_some());
+        let Some(signed) = signed else {
+            return match admitted.last() {
+                Some(last) => Err(ChainError::Unsigned(last.id().clone())),
+                None => Ok(None),
+            };
+        };
+        admitted.truncate(signed + 1);
+        let last = &admitted[signed];
+        let key = head.expect("there is a head once an entry was admitted").public_key;
+        let wrong = |error| ChainError::Entry(last.id().clone(), error);
+        let verifier = VerifyingKey::from_bytes(&key).map_err(|_| wrong(EntryError::Signature))?;
+        last.verify(cluster, &verifier).map_err(wrong)?;
+        let head = Head { seq: last.id().seq, hash: last.hash(), time: last.entry().time, public_key: key };
+        Ok(Some(Admitted { stream: stream.clone(), head, entries: admitted }))
+    }
+
+    /// Moves a head on to an entry that is known to be good: sealed here, or read from the journal.
+    pub fn advance(&mut self, sealed: &Sealed, public_key: [u8; 32]) {
+        let head = Head { seq: sealed.id().seq, hash: sealed.hash(), time: sealed.entry().time, public_key };
+        self.heads.insert(sealed.id().stream.clone(), head);
+    }
+
+    pub fn set(&mut self, stream: Stream, head: Option<Head>) {
+        match head {
+            Some(head) => self.heads.insert(stream, head),
+            None => self.heads.remove(&stream),
+        };
+    }
+}
+
+/// New entries of one stream, all checked.
+#[derive(Debug, Clone)]
+pub struct Admitted {
+    pub stream: Stream,
+    pub head: Head,
+    pub entries: Vec<Arc<Sealed>>,
+}
+
+/// The head that `sealed` makes if it may follow `head`.
+///
+/// # Errors
+/// Every rule that it breaks but the signature's, which is checked once per group.
+pub fn follow(head: Option<Head>, sealed: &Sealed, certifier: &dyn Certifier) -> Result<Head, ChainError> {
+    let entry = sealed.entry();
+    let id = || entry.id.clone();
+    entry.check().map_err(|error| ChainError::Entry(id(), error))?;
+    let public_key = match (&head, &entry.certificate) {
+        (None, Some(certificate)) => {
+            let (name, key) = certifier.certified(certificate).map_err(|why| ChainError::Certificate(id(), why))?;
+            if name != entry.id.stream.origin {
+                return Err(ChainError::Origin(id(), name));
+            }
+            key
+        }
+        (Some(head), None) => {
+            if entry.previous != head.hash {
+                return Err(ChainError::Broken(id()));
+            }
+            if entry.time <= head.time {
+                return Err(ChainError::Time(id()));
+            }
+            head.public_key
+        }
+        _ => return Err(ChainError::Entry(id(), EntryError::Certificate)),
+    };
+    Ok(Head { seq: entry.id.seq, hash: sealed.hash(), time: entry.time, public_key })
+}
