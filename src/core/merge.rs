@@ -255,6 +255,27 @@ impl Files {
         written
     }
 
+    /// Forgets what was deleted: one of the deliberate faults that the simulator must find (`flaw`).
+    pub fn forget_deletions(&mut self, written: &[Written]) {
+        for Written { file, key, .. } in written {
+            if let Some(held) = self.files.get_mut(file)
+                && held.registers.get(key).is_some_and(|register| register.value().is_none())
+            {
+                held.update(key, |register| *register = Register::default());
+                held.registers.remove(key);
+            }
+        }
+    }
+
+    /// Forgets what lost: another deliberate fault.
+    pub fn forget_conflicts(&mut self, written: &mut [Written]) {
+        for Written { file, key, register } in written {
+            if let Some(held) = self.files.get_mut(file) {
+                *register = held.update(key, |register| register.leaves.truncate(1)).clone();
+            }
+        }
+    }
+
     /// Merges a whole state. Returns the registers that it changed.
     pub fn merge(&mut self, other: &Files) -> Vec<Written> {
         let mut written = Vec::new();

@@ -1,14 +1,19 @@
 //! The pure core: one synchronous state machine with no clock, no randomness and no input or output of its own.
 
+pub mod admission;
 pub mod clock;
 pub mod diff;
 pub mod entry;
+pub mod flaw;
 pub mod id;
 pub mod io;
 pub mod lifecycle;
 pub mod merge;
+pub mod node;
 pub mod oplog;
 pub mod priority;
 pub mod record;
 pub mod schema;
+pub mod sync;
 pub mod version;
+pub mod waits;

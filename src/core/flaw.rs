@@ -1,0 +1,20 @@
+//! Deliberate faults: each breaks one promise, and the simulator has to find it, or the simulator is worth nothing.
+//!
+//! Only the simulator sets one; the daemon has no way to.
+
+/// A fault put back on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// The journal says "durable" before anything is (breaks P1).
+    SkipSync,
+    /// Entries are applied and acknowledged before they are on disk (breaks P1).
+    ApplyBeforeAppend,
+    /// A restarted server goes on with the sequence numbers its disk remembers (breaks P2).
+    ReuseSequence,
+    /// Deletions are forgotten once applied (breaks P2).
+    DropTombstone,
+    /// A losing edit is dropped instead of being kept as a conflict (breaks P3).
+    DropConflict,
+    /// Entries are taken without a look at their signatures (breaks P7).
+    SkipVerify,
+}

@@ -1,0 +1,875 @@
+//! The node: the one synchronous state machine of a server. `handle(now, input)` returns what is to be done.
+//!
+//! One direction only, for local and received entries alike:
+//!
+//! ```text
+//! Submit ──► admission by priority ──► seal ─┐
+//!                                            ├─► Append ─► (disk) ─► Appended ─► apply, project, acknowledge, push, reply
+//! Frame(Entries) ──► queue ──► chain check ──┘
+//! ```
+//!
+//! Invariants: `files` and `durable` describe exactly what the journal has confirmed. `tip` is `durable` plus the one
+//! commit that is being written. What peers and readers see is durable. A commit that fails leaves no trace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+
+use super::admission::{Overlay, admit};
+use super::clock::{HybridClock, Now, Timestamp};
+use super::diff::Change;
+use super::entry::{Entry, Sealed};
+use super::flaw::Flaw;
+use super::id::{ClusterId, Digest, EntryId, FileName, Lane, ServerName, Stream};
+use super::io::{Beat, Committed, Edit, Event, Input, Message, Output, Refusal, Ticket, Transaction, Wait};
+use super::lifecycle::Lifecycle;
+use super::merge::{Files, Written};
+use super::oplog::{Admitted, Certifier, ChainError, Chains, Checkpoint, Head};
+use super::priority::{Class, ClassStatus, PriorityConfig, PriorityQueue};
+use super::record::Record;
+use super::schema::{Schema, file};
+use super::sync::{Holding, Sync};
+use super::version::Vector;
+use super::waits::Waits;
+
+/// How often the node wants a `Tick`, in milliseconds.
+pub const TICK_MS: u64 = 50;
+/// Most bytes and entries of one commit.
+const COMMIT_BYTES: usize = 256 * 1024;
+const COMMIT_ENTRIES: usize = 1024;
+/// Transactions that may wait before further ones are refused.
+const SUBMITS_WAITING_MAX: usize = 20_000;
+/// How long after giving a flag the node waits before it gives it again.
+const FLAG_PATIENCE_US: u64 = 2_000_000;
+
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    pub me: ServerName,
+    pub cluster: ClusterId,
+    pub priority: PriorityConfig,
+    /// How often peers are told how this server is.
+    pub beat_ms: u64,
+    /// Beyond this offset from the peers' clocks, edits are refused here.
+    pub clock_offset_ms_max: u64,
+    /// A server that holds files goes on alone after this time without a peer.
+    pub standby_ms: u64,
+    /// Log bytes between two checkpoints.
+    pub checkpoint_bytes: u64,
+    pub flaw: Option<Flaw>,
+}
+
+impl NodeConfig {
+    pub fn new(me: ServerName, cluster: ClusterId) -> Self {
+        Self {
+            me,
+            cluster,
+            priority: PriorityConfig::default(),
+            beat_ms: 300,
+            clock_offset_ms_max: 10_000,
+            standby_ms: 3_000,
+            checkpoint_bytes: 16 * 1024 * 1024,
+            flaw: None,
+        }
+    }
+}
+
+/// What this server signs with. A new identity opens new streams.
+#[derive(Clone)]
+pub struct Identity {
+    /// DER.
+    pub certificate: Arc<[u8]>,
+    pub key: SigningKey,
+    /// Larger than every run of this server before.
+    pub run: u32,
+}
+
+/// What the journal and the view remember from before.
+#[derive(Default)]
+pub struct Recovered {
+    pub files: Files,
+    pub heads: BTreeMap<Stream, Head>,
+    pub floor: Vector,
+}
+
+enum Work {
+    Local { ticket: Ticket, transaction: Transaction, wait: Wait, deadline_us: u64 },
+    Received { peer: ServerName, entries: Vec<Arc<Sealed>> },
+}
+
+/// What is being made durable.
+enum Writing {
+    Commit(Commit),
+    /// A received checkpoint, merged with what was here.
+    Checkpoint {
+        peer: ServerName,
+        merged: Box<Files>,
+        written: Vec<Written>,
+        heads: BTreeMap<Stream, Head>,
+    },
+}
+
+#[derive(Default)]
+struct Commit {
+    entries: Vec<Arc<Sealed>>,
+    tickets: Vec<(Ticket, EntryId, Wait, u64)>,
+    /// Who sent received entries, and up to where they go.
+    sources: Vec<(ServerName, Stream, u64)>,
+    bytes: usize,
+}
+
+/// The clocks' agreement: a pair of readings that was right.
+#[derive(Clone, Copy)]
+struct ClockAnchor {
+    wall_ms: u64,
+    monotonic_us: u64,
+}
+
+pub struct Node {
+    config: NodeConfig,
+    certifier: Arc<dyn Certifier>,
+    identity: Identity,
+    clock: HybridClock,
+    files: Files,
+    durable: Chains,
+    tip: Chains,
+    floor: Vector,
+    queue: PriorityQueue<Work>,
+    writing: Option<Writing>,
+    has_room: bool,
+    waits: Waits,
+    sync: Sync,
+    lifecycle: Lifecycle,
+    started_us: Option<u64>,
+    next_beat_us: u64,
+    anchor: Option<ClockAnchor>,
+    jumped_ms: i64,
+    alarms: BTreeMap<String, String>,
+    flags_given: BTreeMap<ServerName, u64>,
+    others: BTreeSet<ServerName>,
+    digests: Option<(Digest, Digest)>,
+    bytes_since_checkpoint: u64,
+    internal_tickets: Ticket,
+}
+
+impl Node {
+    pub fn new(config: NodeConfig, certifier: Arc<dyn Certifier>, identity: Identity, recovered: Recovered) -> Self {
+        let Recovered { files, heads, floor } = recovered;
+        let mut clock = HybridClock::default();
+        heads.values().for_each(|head| clock.observe(head.time));
+        let durable = Chains::new(heads);
+        let mut node = Self {
+            certifier,
+            identity,
+            clock,
+            tip: durable.clone(),
+            durable,
+            floor,
+            queue: PriorityQueue::new(config.priority),
+            writing: None,
+            has_room: true,
+            waits: Waits::default(),
+            sync: Sync::new(config.me.clone()),
+            lifecycle: Lifecycle::Standby,
+            started_us: None,
+            next_beat_us: 0,
+            anchor: None,
+            jumped_ms: 0,
+            alarms: BTreeMap::new(),
+            flags_given: BTreeMap::new(),
+            others: BTreeSet::new(),
+            digests: None,
+            bytes_since_checkpoint: 0,
+            internal_tickets: Ticket::MAX / 2,
+            files,
+            config,
+        };
+        node.learn_members();
+        node
+    }
+
+    /// Handles one input. The outputs are to be carried out in order.
+    pub fn handle(&mut self, now: Now, input: Input) -> Vec<Output> {
+        let mut out = Vec::new();
+        self.started_us.get_or_insert(now.monotonic_us);
+        self.watch_clock(now, &mut out);
+        match input {
+            Input::Tick => self.tick(now, &mut out),
+            Input::Submit { ticket, transaction, wait, deadline_ms } => {
+                let deadline_us = now.monotonic_us.saturating_add(deadline_ms.saturating_mul(1000));
+                self.submit(now, ticket, transaction, wait, deadline_us, &mut out);
+            }
+            Input::Cancel { ticket } => self.waits.cancel(ticket),
+            Input::LinkUp { peer } => self.with_holding(now, |sync, holding| {
+                sync.link_up(peer, holding, &mut out);
+            }),
+            Input::LinkDown { peer } => {
+                self.queue.retain(
+                    Class::Reception,
+                    |work| !matches!(work, Work::Received { peer: from, .. } if *from == peer),
+                );
+                self.with_holding(now, |sync, holding| sync.link_down(&peer, holding, &mut out));
+                self.clear_alarm(&format!("divergence {peer}"), &mut out);
+            }
+            Input::Frame { peer, message } => self.frame(now, peer, message, &mut out),
+            Input::Appended => self.appended(now, &mut out),
+            Input::AppendFailed => self.append_failed(&mut out),
+            Input::Room { available } => self.room(available, &mut out),
+            Input::Read { peer, stream, from, entries } => self.with_holding(now, |sync, holding| {
+                sync.read(&peer, stream, from, entries, holding, &mut out);
+            }),
+            Input::CheckpointStored { floor } => self.checkpoint_stored(now, floor, &mut out),
+            Input::Archived { floor } => self.floor = floor,
+            Input::CheckpointReceived { peer, checkpoint } => self.install(peer, *checkpoint, &mut out),
+            Input::Identity { certificate, key, run } => {
+                self.identity = Identity { certificate, key: SigningKey::from_bytes(&key), run };
+            }
+        }
+        self.commit(now, &mut out);
+        out
+    }
+
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    pub fn lifecycle(&self) -> Lifecycle {
+        self.lifecycle
+    }
+
+    pub fn alarms(&self) -> &BTreeMap<String, String> {
+        &self.alarms
+    }
+
+    pub fn sync(&self) -> &Sync {
+        &self.sync
+    }
+
+    pub fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
+    pub fn durable(&self) -> &Chains {
+        &self.durable
+    }
+
+    pub fn floor(&self) -> &Vector {
+        &self.floor
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.has_room
+    }
+
+    pub fn queue_status(&self, class: Class) -> ClassStatus {
+        self.queue.status(class)
+    }
+
+    /// Whether more entries from peers can be taken now; while not, none should be read from the links.
+    pub fn takes_entries(&self) -> bool {
+        self.queue.status(Class::Reception).waiting_bytes < 8 * 1024 * 1024
+    }
+
+    /// The state and the heads that a checkpoint of this moment holds.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint { files: self.files.clone(), heads: self.durable.heads().clone() }
+    }
+
+    /// The other members of the group, by the `Server` file.
+    pub fn others(&self) -> &BTreeSet<ServerName> {
+        &self.others
+    }
+
+    fn with_holding<T>(&mut self, now: Now, act: impl FnOnce(&mut Sync, &Holding) -> T) -> T {
+        let Self { sync, tip, floor, files, .. } = self;
+        let holding =
+            Holding { durable: files.seen(), tip: &|stream| tip.seq(stream), floor, now_us: now.monotonic_us };
+        act(sync, &holding)
+    }
+
+    // ---- edits ----
+
+    fn submit(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        transaction: Transaction,
+        wait: Wait,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let founding = self.others.is_empty() && self.sync.names().is_empty() && transaction.class == Class::Management;
+        let refusal = if !self.has_room {
+            Some(Refusal::DiskFull)
+        } else if self.files.seen().is_empty() && self.lifecycle < Lifecycle::Ready && !founding {
+            Some(Refusal::NotReady(self.lifecycle))
+        } else if let Some(offset_ms) = self.clock_off() {
+            Some(Refusal::ClockOff(offset_ms))
+        } else if self.queue.status(transaction.class).waiting >= SUBMITS_WAITING_MAX {
+            Some(Refusal::Busy)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            out.push(Output::Reply { ticket, result: Err(refusal) });
+            return;
+        }
+        let class = transaction.class.min(Class::Transmission);
+        let work = Work::Local { ticket, transaction, wait, deadline_us };
+        self.queue.push(class, work, 0, now.monotonic_us);
+    }
+
+    /// Submits a transaction of the node's own; nobody waits for the reply.
+    fn submit_own(&mut self, now: Now, reason: &str, edits: Vec<Edit>) {
+        let transaction =
+            Transaction { class: Class::Management, author: "p2pdb".into(), reason: reason.into(), edits };
+        self.internal_tickets += 1;
+        let work = Work::Local { ticket: self.internal_tickets, transaction, wait: Wait::Local, deadline_us: u64::MAX };
+        self.queue.push(Class::Management, work, 0, now.monotonic_us);
+    }
+
+    /// Starts the next commit if none is under way.
+    fn commit(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.writing.is_some() || !self.has_room || self.queue.is_empty() {
+            return;
+        }
+        let mut commit = Commit::default();
+        let mut overlay = Overlay::default();
+        let mut signers: BTreeMap<Stream, usize> = BTreeMap::new();
+        while commit.bytes < COMMIT_BYTES && commit.entries.len() < COMMIT_ENTRIES {
+            let Some((_, work)) = self.queue.pop(now.monotonic_us) else { break };
+            match work {
+                Work::Local { ticket, transaction, wait, deadline_us } => match self.seal(now, &overlay, transaction) {
+                    Err(refusal) => out.push(Output::Reply { ticket, result: Err(refusal) }),
+                    Ok(sealed) => {
+                        overlay.note(&self.files, sealed.entry());
+                        commit.bytes += sealed.entry().weight_bytes();
+                        commit.tickets.push((ticket, sealed.id().clone(), wait, deadline_us));
+                        signers.insert(sealed.id().stream.clone(), commit.entries.len());
+                        commit.entries.push(Arc::new(sealed));
+                    }
+                },
+                Work::Received { peer, entries } => self.receive(now, peer, &entries, &mut commit, out),
+            }
+        }
+        for &at in signers.values() {
+            let sealed = Arc::get_mut(&mut commit.entries[at]).expect("nobody else has seen the entry yet");
+            sealed.sign(self.config.cluster, &self.identity.key);
+        }
+        if commit.entries.is_empty() {
+            return;
+        }
+        self.bytes_since_checkpoint += commit.bytes as u64;
+        out.push(Output::Append(commit.entries.clone()));
+        if self.config.flaw == Some(Flaw::ApplyBeforeAppend) {
+            self.apply(now, commit, out);
+            self.writing = Some(Writing::Commit(Commit::default()));
+        } else {
+            self.writing = Some(Writing::Commit(commit));
+        }
+    }
+
+    fn seal(&mut self, now: Now, overlay: &Overlay, transaction: Transaction) -> Result<Sealed, Refusal> {
+        let diffs = admit(&self.files, overlay, &transaction)?;
+        let volatile = diffs.iter().all(|diff| Schema::is_volatile(&diff.file));
+        let lane = if volatile { Lane::Volatile } else { Lane::Audit };
+        let stream = Stream { origin: self.config.me.clone(), run: self.identity.run, lane };
+        let head = self.tip.head(&stream);
+        let (seq, previous) = match head {
+            Some(head) => (head.seq + 1, head.hash),
+            None => (1, self.last_hash_before(&stream)),
+        };
+        let entry = Entry {
+            id: EntryId { stream, seq },
+            time: self.clock.tick(now),
+            class: transaction.class,
+            author: transaction.author,
+            reason: transaction.reason,
+            previous,
+            certificate: (seq == 1).then(|| self.identity.certificate.clone()),
+            diffs,
+        };
+        entry.check().map_err(|error| Refusal::TooLarge(error.to_string()))?;
+        let sealed = Sealed::new(entry, None);
+        self.tip.advance(&sealed, self.identity.key.verifying_key().to_bytes());
+        Ok(sealed)
+    }
+
+    fn last_hash_before(&self, stream: &Stream) -> Digest {
+        let mut earlier =
+            self.tip.heads().iter().filter(|(other, _)| {
+                other.origin == stream.origin && other.lane == stream.lane && other.run < stream.run
+            });
+        earlier.next_back().map_or(Digest::ZERO, |(_, head)| head.hash)
+    }
+
+    fn appended(&mut self, now: Now, out: &mut Vec<Output>) {
+        match self.writing.take() {
+            Some(Writing::Commit(commit)) => self.apply(now, commit, out),
+            other => self.writing = other,
+        }
+    }
+
+    /// What is durable becomes visible.
+    fn apply(&mut self, now: Now, commit: Commit, out: &mut Vec<Output>) {
+        let Commit { entries, tickets, sources, .. } = commit;
+        if entries.is_empty() {
+            return;
+        }
+        let mut written = Vec::new();
+        for sealed in &entries {
+            let stream = &sealed.id().stream;
+            self.durable.set(stream.clone(), Some(self.head_of(sealed)));
+            let mut changed = self.files.apply(sealed.entry());
+            match self.config.flaw {
+                Some(Flaw::DropTombstone) => self.files.forget_deletions(&changed),
+                Some(Flaw::DropConflict) => self.files.forget_conflicts(&mut changed),
+                _ => {}
+            }
+            written.append(&mut changed);
+        }
+        self.files_written(written, out);
+        self.acknowledge_received(sources, out);
+        for run in entries.chunk_by(|a, b| a.id().stream == b.id().stream) {
+            if run[0].id().stream.origin == self.config.me && run[0].id().stream.run == self.identity.run {
+                self.sync.push(run, out);
+            }
+        }
+        for (ticket, entry, wait, deadline_us) in tickets {
+            if let Some(committed) = self.waits.begin(ticket, entry, wait, deadline_us, &self.others) {
+                self.reply(ticket, committed, out);
+            }
+        }
+        if self.bytes_since_checkpoint >= self.config.checkpoint_bytes {
+            self.bytes_since_checkpoint = 0;
+            out.push(Output::StoreCheckpoint(Box::new(self.checkpoint())));
+        }
+        self.update_lifecycle(now, out);
+    }
+
+    fn head_of(&self, sealed: &Sealed) -> Head {
+        let stream = &sealed.id().stream;
+        let public_key = self.tip.head(stream).map_or([0; 32], |head| head.public_key);
+        Head { seq: sealed.id().seq, hash: sealed.hash(), time: sealed.entry().time, public_key }
+    }
+
+    fn files_written(&mut self, written: Vec<Written>, out: &mut Vec<Output>) {
+        self.digests = None;
+        let names: BTreeSet<FileName> = written.iter().map(|one| one.file.clone()).collect();
+        if names.iter().any(|name| name.as_str() == file::SERVER) {
+            self.learn_members();
+        }
+        out.push(Output::Project { written, seen: self.files.seen().clone() });
+        if !names.is_empty() {
+            out.push(Output::Event(Event::FilesChanged(names.into_iter().collect())));
+        }
+    }
+
+    fn append_failed(&mut self, out: &mut Vec<Output>) {
+        let Some(Writing::Commit(commit)) = self.writing.take() else { return };
+        self.tip = self.durable.clone();
+        for (ticket, ..) in commit.tickets {
+            out.push(Output::Reply { ticket, result: Err(Refusal::DiskFull) });
+        }
+        self.room(false, out);
+    }
+
+    fn room(&mut self, available: bool, out: &mut Vec<Output>) {
+        self.has_room = available;
+        if available {
+            self.clear_alarm("disk full", out);
+            return;
+        }
+        self.raise_alarm("disk full", "no room for the log: edits are refused and nothing is received".into(), out);
+        for class in [Class::Management, Class::Transmission] {
+            let mut refused = Vec::new();
+            self.queue.retain(class, |work| {
+                if let Work::Local { ticket, .. } = work {
+                    refused.push(*ticket);
+                }
+                false
+            });
+            for ticket in refused {
+                out.push(Output::Reply { ticket, result: Err(Refusal::DiskFull) });
+            }
+        }
+        // What peers sent is dropped: it is not acknowledged, so it comes again.
+        self.queue.retain(Class::Reception, |_| false);
+    }
+
+    // ---- entries of others ----
+
+    fn frame(&mut self, now: Now, peer: ServerName, message: Message, out: &mut Vec<Output>) {
+        if !self.sync.is_linked(&peer) {
+            return;
+        }
+        match message {
+            Message::Entries(entries) => {
+                if self.has_room && !entries.is_empty() {
+                    let bytes = entries.iter().map(|sealed| sealed.entry().weight_bytes()).sum();
+                    let work = Work::Received { peer, entries };
+                    self.queue.push(Class::Reception, work, bytes, now.monotonic_us);
+                }
+            }
+            Message::Ack(acks) => {
+                for (stream, seq) in acks {
+                    self.sync.acknowledged(&peer, &stream, seq);
+                    self.acknowledged(&peer, &stream, seq, out);
+                }
+                self.with_holding(now, |sync, holding| sync.pump(&peer, holding, out));
+            }
+            Message::Beat(beat) => self.beat(now, peer, beat, out),
+            Message::Vector { held, floor } => {
+                let mine: Vec<_> = held
+                    .iter()
+                    .filter(|(stream, _)| stream.origin == self.config.me)
+                    .map(|(stream, seq)| (stream.clone(), seq))
+                    .collect();
+                self.with_holding(now, |sync, holding| {
+                    sync.vector(&peer, held, floor, holding, out);
+                });
+                for (stream, seq) in mine {
+                    self.acknowledged(&peer, &stream, seq.min(self.durable.seq(&stream)), out);
+                }
+                self.update_lifecycle(now, out);
+            }
+            Message::Want(ranges) => {
+                self.with_holding(now, |sync, holding| sync.wanted_by(&peer, ranges, holding, out));
+            }
+            Message::WantCheckpoint => out.push(Output::SendCheckpoint { peer }),
+            // Content and certificates are the daemon's business; they change no file.
+            Message::CheckpointPart { .. }
+            | Message::WantBundle { .. }
+            | Message::BundlePart { .. }
+            | Message::NoBundle { .. }
+            | Message::WantCertificate { .. }
+            | Message::Certificate { .. } => {}
+        }
+    }
+
+    /// Adds received entries to the commit, if they continue their streams.
+    fn receive(
+        &mut self,
+        now: Now,
+        peer: ServerName,
+        entries: &[Arc<Sealed>],
+        commit: &mut Commit,
+        out: &mut Vec<Output>,
+    ) {
+        let admitted = match self.config.flaw {
+            Some(Flaw::SkipVerify) => Ok(self.tip.admit_unverified(entries)),
+            _ => self.tip.admit(self.config.cluster, self.certifier.as_ref(), entries),
+        };
+        match admitted {
+            Ok(Some(Admitted { stream, head, entries })) => {
+                self.watch_future(now, &stream, &head, out);
+                self.clock.observe(head.time);
+                commit.bytes += entries.iter().map(|sealed| sealed.entry().weight_bytes()).sum::<usize>();
+                commit.sources.push((peer.clone(), stream.clone(), head.seq));
+                self.sync.received(&peer, &stream, head.seq);
+                self.tip.set(stream, Some(head));
+                commit.entries.extend(entries);
+            }
+            // Held already: the sender may not know, so it is told.
+            Ok(None) => {
+                let stream = entries[0].id().stream.clone();
+                let seq = self.durable.seq(&stream);
+                out.push(Output::Send { peers: vec![peer], message: Message::Ack(vec![(stream, seq)]) });
+            }
+            // Entries were lost between the sender and here; the next exchange of vectors brings them.
+            Err(ChainError::Gap { .. }) => {}
+            Err(ChainError::Fork(id)) => {
+                let text = format!("{peer} sent another entry under the id {id} than the one held here");
+                self.raise_alarm(&format!("fork {}", id.stream.origin), text, out);
+            }
+            Err(error) => out.push(Output::Disconnect { peer, reason: error.to_string() }),
+        }
+    }
+
+    fn acknowledge_received(&mut self, sources: Vec<(ServerName, Stream, u64)>, out: &mut Vec<Output>) {
+        let mut acks: BTreeMap<ServerName, BTreeMap<Stream, u64>> = BTreeMap::new();
+        for (source, stream, seq) in sources {
+            let origin = stream.origin.clone();
+            for receiver in BTreeSet::from([source, origin]) {
+                if self.sync.is_linked(&receiver) {
+                    acks.entry(receiver).or_default().insert(stream.clone(), seq);
+                }
+            }
+        }
+        for (peer, acks) in acks {
+            out.push(Output::Send { peers: vec![peer], message: Message::Ack(acks.into_iter().collect()) });
+        }
+    }
+
+    fn acknowledged(&mut self, peer: &ServerName, stream: &Stream, seq: u64, out: &mut Vec<Output>) {
+        if stream.origin != self.config.me {
+            return;
+        }
+        for (ticket, committed) in self.waits.acknowledge(peer, stream, seq, &self.others) {
+            self.reply(ticket, committed, out);
+        }
+    }
+
+    fn reply(&self, ticket: Ticket, committed: Committed, out: &mut Vec<Output>) {
+        if ticket < Ticket::MAX / 2 {
+            out.push(Output::Reply { ticket, result: Ok(committed) });
+        }
+    }
+
+    // ---- checkpoints ----
+
+    fn install(&mut self, peer: ServerName, checkpoint: Checkpoint, out: &mut Vec<Output>) {
+        if self.writing.is_some() || !self.has_room {
+            // It is asked for again: whoever is too far behind says so with the next vectors.
+            return;
+        }
+        let mut merged = Box::new(self.files.clone());
+        let written = merged.merge(&checkpoint.files);
+        let mut chains = self.durable.clone();
+        chains.join(&checkpoint.heads);
+        checkpoint.heads.values().for_each(|head| self.clock.observe(head.time));
+        let heads = chains.heads().clone();
+        out.push(Output::StoreCheckpoint(Box::new(Checkpoint { files: (*merged).clone(), heads: heads.clone() })));
+        self.writing = Some(Writing::Checkpoint { peer, merged, written, heads });
+    }
+
+    fn checkpoint_stored(&mut self, now: Now, floor: Vector, out: &mut Vec<Output>) {
+        self.floor = floor;
+        match self.writing.take() {
+            Some(Writing::Checkpoint { peer, merged, written, heads }) => {
+                self.files = *merged;
+                self.durable = Chains::new(heads);
+                self.tip = self.durable.clone();
+                self.files_written(written, out);
+                let reached = self.files.seen().clone();
+                reached.iter().for_each(|(stream, seq)| self.sync.received(&peer, stream, seq));
+                self.with_holding(now, |sync, holding| sync.checkpoint_installed(holding, out));
+                self.update_lifecycle(now, out);
+            }
+            other => self.writing = other,
+        }
+    }
+
+    // ---- time ----
+
+    fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
+        for (ticket, committed) in self.waits.expire(now.monotonic_us, &self.others) {
+            self.reply(ticket, committed, out);
+        }
+        if now.monotonic_us >= self.next_beat_us {
+            self.next_beat_us = now.monotonic_us + self.config.beat_ms * 1000;
+            let (vector, files) = self.digests();
+            let beat = Beat { wall_ms: now.wall_ms, vector, files, lifecycle: self.lifecycle };
+            let peers: Vec<_> = self.sync.names().into_iter().collect();
+            if !peers.is_empty() {
+                out.push(Output::Send { peers: peers.clone(), message: Message::Beat(beat) });
+            }
+            for peer in peers {
+                self.with_holding(now, |sync, holding| {
+                    sync.want(&peer, holding, out);
+                    sync.pump(&peer, holding, out);
+                });
+            }
+            self.give_flags(now);
+        }
+        self.update_lifecycle(now, out);
+    }
+
+    fn digests(&mut self) -> (Digest, Digest) {
+        *self.digests.get_or_insert_with(|| (self.files.seen().digest(), self.files.digest()))
+    }
+
+    fn beat(&mut self, now: Now, peer: ServerName, beat: Beat, out: &mut Vec<Output>) {
+        let (vector, files) = self.digests();
+        let same_vector = beat.vector == vector;
+        let name = format!("divergence {peer}");
+        if same_vector && beat.files != files {
+            let text = format!(
+                "{peer} holds the same entries and other files (digest {} there, {} here); \
+                 run 'p2pdb replay --check' on both, the one that differs from its log is damaged",
+                beat.files.short(),
+                files.short()
+            );
+            self.raise_alarm(&name, text, out);
+        } else if same_vector {
+            self.clear_alarm(&name, out);
+        }
+        let offset_ms = beat.wall_ms as i64 - now.wall_ms as i64;
+        if let Some(held) = self.sync.peer_mut(&peer) {
+            held.clock_offset_ms = Some(offset_ms);
+        }
+        self.with_holding(now, |sync, holding| {
+            sync.beat(&peer, beat, same_vector, holding, out);
+        });
+        self.judge_clock(out);
+        self.update_lifecycle(now, out);
+    }
+
+    /// Notices that the wall clock has jumped: what peers said of it before does not count any more.
+    fn watch_clock(&mut self, now: Now, out: &mut Vec<Output>) {
+        let reading = ClockAnchor { wall_ms: now.wall_ms, monotonic_us: now.monotonic_us };
+        let anchor = *self.anchor.get_or_insert(reading);
+        let elapsed_ms = now.monotonic_us.saturating_sub(anchor.monotonic_us) / 1000;
+        let jump_ms = now.wall_ms as i64 - (anchor.wall_ms + elapsed_ms) as i64;
+        if jump_ms.unsigned_abs() <= self.config.clock_offset_ms_max {
+            return;
+        }
+        self.anchor = Some(reading);
+        self.jumped_ms = jump_ms;
+        for peer in self.sync.names() {
+            if let Some(peer) = self.sync.peer_mut(&peer) {
+                peer.clock_offset_ms = None;
+            }
+        }
+        let text = format!("the wall clock of this server has jumped by {jump_ms} ms");
+        self.raise_alarm("clock jump", text, out);
+    }
+
+    /// How far this server's clock is off, if it is too far for edits. With fewer than two peers nobody can tell
+    /// whose clock is wrong, and edits go on.
+    fn clock_off(&self) -> Option<i64> {
+        let linked = self.sync.peers().count();
+        if linked < 2 {
+            return None;
+        }
+        let mut offsets: Vec<i64> = self.sync.peers().filter_map(|(_, peer)| peer.clock_offset_ms).collect();
+        if offsets.len() < linked.min(2) {
+            return (self.jumped_ms != 0).then_some(self.jumped_ms);
+        }
+        offsets.sort_unstable();
+        let median = offsets[offsets.len() / 2];
+        (median.unsigned_abs() > self.config.clock_offset_ms_max).then_some(-median)
+    }
+
+    fn judge_clock(&mut self, out: &mut Vec<Output>) {
+        match self.clock_off() {
+            Some(offset_ms) => {
+                let text = format!(
+                    "this server's clock is {offset_ms} ms off from the other servers' clocks; edits are refused here until it is set right"
+                );
+                self.raise_alarm("clock", text, out);
+            }
+            None => {
+                self.jumped_ms = 0;
+                self.clear_alarm("clock", out);
+                self.clear_alarm("clock jump", out);
+            }
+        }
+    }
+
+    /// An entry from the future is taken, for others may hold it already, but not in silence.
+    fn watch_future(&mut self, now: Now, stream: &Stream, head: &Head, out: &mut Vec<Output>) {
+        let name = format!("clock of {}", stream.origin);
+        let limit = Timestamp::from_wall_ms(now.wall_ms + self.config.clock_offset_ms_max);
+        if head.time > limit {
+            let ahead_ms = head.time.wall_ms() - now.wall_ms;
+            self.raise_alarm(
+                &name,
+                format!("entries of {} are {ahead_ms} ms ahead of this server's clock", stream.origin),
+                out,
+            );
+        } else {
+            self.clear_alarm(&name, out);
+        }
+    }
+
+    // ---- life cycle and members ----
+
+    fn update_lifecycle(&mut self, now: Now, out: &mut Vec<Output>) {
+        let flagged = self.builtin_has(file::FLAG, &self.config.me);
+        let waited_us = now.monotonic_us.saturating_sub(self.started_us.unwrap_or(now.monotonic_us));
+        let holds_files = !self.files.seen().is_empty();
+        let next = match self.lifecycle {
+            Lifecycle::Standby | Lifecycle::Acquiring => {
+                let alone = holds_files && self.others.is_empty();
+                let patience =
+                    holds_files && self.sync.names().is_empty() && waited_us >= self.config.standby_ms * 1000;
+                let caught_up = holds_files
+                    && self
+                        .sync
+                        .peers()
+                        .any(|(_, peer)| peer.held().is_some_and(|held| self.files.seen().covers(held)));
+                if alone || patience || caught_up {
+                    Lifecycle::Ready
+                } else if self.sync.names().is_empty() {
+                    Lifecycle::Standby
+                } else {
+                    Lifecycle::Acquiring
+                }
+            }
+            Lifecycle::Ready if flagged => Lifecycle::Operating,
+            Lifecycle::Operating if !flagged => Lifecycle::Ready,
+            same => same,
+        };
+        if next != self.lifecycle {
+            self.lifecycle = next;
+            out.push(Output::Event(Event::Lifecycle(next)));
+            if next == Lifecycle::Ready {
+                self.update_lifecycle(now, out);
+            }
+        }
+    }
+
+    /// A member that has the files and no flag gets it, from the first operating server in the ring's order.
+    fn give_flags(&mut self, now: Now) {
+        if self.lifecycle != Lifecycle::Operating {
+            return;
+        }
+        let mine = self.digests().0;
+        let order = |name: &ServerName| self.order(name);
+        let operating = self.sync.beats().filter(|(_, beat)| beat.lifecycle == Lifecycle::Operating);
+        if operating.map(|(name, _)| order(name)).any(|other| other < order(&self.config.me)) {
+            return;
+        }
+        let due: Vec<ServerName> = self
+            .sync
+            .beats()
+            .filter(|(name, beat)| {
+                let given_us = self.flags_given.get(name).copied();
+                beat.lifecycle == Lifecycle::Ready
+                    && beat.vector == mine
+                    && self.others.contains(*name)
+                    && !self.builtin_has(file::FLAG, name)
+                    && given_us.is_none_or(|at| now.monotonic_us.saturating_sub(at) > FLAG_PATIENCE_US)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            self.flags_given.insert(name.clone(), now.monotonic_us);
+            let record = Record::of([name.as_str(), "operating"]);
+            let flag = FileName::new(file::FLAG).expect("built-in file names are well formed");
+            let edit = Edit { file: flag, change: Change::Add(record), bases: None };
+            self.submit_own(now, &format!("{name} has the files"), vec![edit]);
+        }
+    }
+
+    /// Place in the ring: the order field of the `Server` file, then the name.
+    fn order(&self, name: &ServerName) -> (u64, ServerName) {
+        let order = self.files.builtin(file::SERVER).and_then(|servers| servers.record(name.as_str()));
+        (order.and_then(|record| record.field(1).parse().ok()).unwrap_or(u64::MAX), name.clone())
+    }
+
+    fn builtin_has(&self, file: &str, name: &ServerName) -> bool {
+        self.files.builtin(file).is_some_and(|held| held.record(name.as_str()).is_some())
+    }
+
+    fn learn_members(&mut self) {
+        let names = self.files.records_of(file::SERVER).filter_map(|record| ServerName::new(record.field(0)).ok());
+        self.others = names.filter(|name| *name != self.config.me).collect();
+    }
+
+    // ---- alarms ----
+
+    fn raise_alarm(&mut self, name: &str, text: String, out: &mut Vec<Output>) {
+        let before = self.alarms.insert(name.to_owned(), text.clone());
+        if before.is_none() {
+            out.push(Output::Event(Event::Alarm { name: name.to_owned(), text }));
+        }
+    }
+
+    fn clear_alarm(&mut self, name: &str, out: &mut Vec<Output>) {
+        if self.alarms.remove(name).is_some() {
+            out.push(Output::Event(Event::AlarmCleared { name: name.to_owned() }));
+        }
+    }
+}

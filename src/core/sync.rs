@@ -1,0 +1,346 @@
+//! What each linked peer has, and what to send it next.
+//!
+//! Two flows, both bounded by a window of unacknowledged bytes per peer:
+//! *push*: the origin sends its own entries to every peer as soon as they are durable, from where the peer is;
+//! *repair*: who misses entries of an origin that is out of reach asks any peer that holds them (`Want`). Vectors are exchanged when
+//! a link comes up, when one goes down and when beats keep telling different digests. A peer that needs entries which the
+//! log no longer holds asks for the checkpoint instead.
+//!
+//! Nothing here changes the files: `Sync` only decides who is told what.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::entry::Sealed;
+use super::id::{ServerName, Stream};
+use super::io::{Beat, Message, Output, Range};
+use super::version::Vector;
+
+/// Unacknowledged bytes in flight to one peer before the flow to it pauses.
+pub const WINDOW_BYTES: usize = 2 * 1024 * 1024;
+/// What one read from the log asks for; more than the largest group of entries under one signature.
+pub const READ_BYTES: usize = 768 * 1024;
+/// How long a wanted range may make no progress before another peer is asked.
+const WANT_PATIENCE_US: u64 = 2_000_000;
+/// How long entries of a linked origin may be missing before others are asked for them.
+const ORIGIN_PATIENCE_US: u64 = 1_500_000;
+/// Least time between two vectors to the same peer, unless a link changed.
+const VECTOR_INTERVAL_US: u64 = 700_000;
+const CHECKPOINT_PATIENCE_US: u64 = 30_000_000;
+
+/// A linked peer.
+#[derive(Default)]
+pub struct Peer {
+    /// What it is known to hold; `None` until it has told.
+    held: Option<Vector>,
+    floor: Vector,
+    /// The last entry pushed to it, per own stream.
+    pushed: BTreeMap<Stream, u64>,
+    in_flight: VecDeque<(Stream, u64, usize)>,
+    in_flight_bytes: usize,
+    /// Ranges it asked for.
+    serving: VecDeque<Range>,
+    /// The read from the log that is under way for it.
+    reading: Option<(Stream, u64)>,
+    pub beat: Option<Beat>,
+    pub clock_offset_ms: Option<i64>,
+    vector_sent_us: Option<u64>,
+    differs_since_us: Option<u64>,
+}
+
+impl Peer {
+    pub fn held(&self) -> Option<&Vector> {
+        self.held.as_ref()
+    }
+
+    fn raise(&mut self, stream: &Stream, seq: u64) {
+        if let Some(held) = &mut self.held {
+            held.raise(stream, seq);
+        }
+    }
+
+    fn sent(&mut self, stream: &Stream, seq: u64, bytes: usize) {
+        self.in_flight.push_back((stream.clone(), seq, bytes));
+        self.in_flight_bytes += bytes;
+    }
+
+    fn acknowledged(&mut self, stream: &Stream, seq: u64) {
+        self.raise(stream, seq);
+        let bytes = &mut self.in_flight_bytes;
+        self.in_flight.retain(|(sent_stream, sent_seq, sent_bytes)| {
+            let open = sent_stream != stream || *sent_seq > seq;
+            *bytes -= if open { 0 } else { *sent_bytes };
+            open
+        });
+    }
+}
+
+/// Where a wanted range was asked for.
+struct Wanted {
+    peer: ServerName,
+    to: u64,
+    since_us: u64,
+}
+
+/// What this server holds, as the flows need to know it.
+pub struct Holding<'a> {
+    pub durable: &'a Vector,
+    /// What is on its way to the disk too.
+    pub tip: &'a dyn Fn(&Stream) -> u64,
+    pub floor: &'a Vector,
+    /// Monotonic time of the input at hand.
+    pub now_us: u64,
+}
+
+pub struct Sync {
+    me: ServerName,
+    peers: BTreeMap<ServerName, Peer>,
+    wanted: BTreeMap<Stream, Wanted>,
+    /// Since when entries of a linked origin have been missing, and how far the stream was then.
+    missing: BTreeMap<Stream, (u64, u64)>,
+    checkpoint_wanted_us: Option<u64>,
+}
+
+impl Sync {
+    pub fn new(me: ServerName) -> Self {
+        Self {
+            me,
+            peers: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            checkpoint_wanted_us: None,
+        }
+    }
+
+    pub fn peers(&self) -> impl Iterator<Item = (&ServerName, &Peer)> {
+        self.peers.iter()
+    }
+
+    pub fn peer_mut(&mut self, name: &ServerName) -> Option<&mut Peer> {
+        self.peers.get_mut(name)
+    }
+
+    pub fn is_linked(&self, name: &ServerName) -> bool {
+        self.peers.contains_key(name)
+    }
+
+    pub fn link_up(&mut self, name: ServerName, holding: &Holding, out: &mut Vec<Output>) {
+        self.peers.insert(name.clone(), Peer::default());
+        self.send_vector(&name, holding, out);
+    }
+
+    /// A link is gone. Whoever is left is told what is held here, so that entries of the lost peer are passed on.
+    pub fn link_down(&mut self, name: &ServerName, holding: &Holding, out: &mut Vec<Output>) {
+        if self.peers.remove(name).is_none() {
+            return;
+        }
+        self.wanted.retain(|_, wanted| wanted.peer != *name);
+        let others: Vec<_> = self.peers.keys().cloned().collect();
+        others.iter().for_each(|other| self.send_vector(other, holding, out));
+    }
+
+    /// A peer tells all that it holds.
+    pub fn vector(&mut self, name: &ServerName, held: Vector, floor: Vector, holding: &Holding, out: &mut Vec<Output>) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.in_flight.retain(|(stream, seq, _)| held.seq(stream) < *seq);
+        let before = peer.held.as_ref();
+        let progress = |stream: &Stream| before.is_none_or(|before| before.seq(stream) < held.seq(stream));
+        if !peer.in_flight.iter().any(|(stream, ..)| progress(stream)) {
+            // Sent, not acknowledged, and nothing has moved since the last time it told: dropped over there. Send it again.
+            peer.in_flight.clear();
+            peer.pushed.clear();
+        }
+        peer.in_flight_bytes = peer.in_flight.iter().map(|(_, _, bytes)| bytes).sum();
+        peer.held = Some(held);
+        peer.floor = floor;
+        self.want(name, holding, out);
+        self.pump(name, holding, out);
+    }
+
+    pub fn acknowledged(&mut self, name: &ServerName, stream: &Stream, seq: u64) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.acknowledged(stream, seq);
+        }
+    }
+
+    /// Entries came from a peer: it holds them.
+    pub fn received(&mut self, name: &ServerName, stream: &Stream, seq: u64) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.raise(stream, seq);
+        }
+    }
+
+    /// Own entries have become durable: pushes them at once to every peer that has all before them.
+    pub fn push(&mut self, entries: &[Arc<Sealed>], out: &mut Vec<Output>) {
+        let Some((first, last)) = entries.first().zip(entries.last()) else { return };
+        let stream = &first.id().stream;
+        let bytes: usize = entries.iter().map(|sealed| sealed.entry().weight_bytes()).sum();
+        let mut ready = Vec::new();
+        for (name, peer) in &mut self.peers {
+            let Some(held) = &peer.held else { continue };
+            let at = peer.pushed.get(stream).copied().unwrap_or(0).max(held.seq(stream));
+            let reading = peer.reading.as_ref().is_some_and(|(read, _)| read == stream);
+            if at + 1 != first.id().seq || reading || peer.in_flight_bytes >= WINDOW_BYTES {
+                continue;
+            }
+            peer.pushed.insert(stream.clone(), last.id().seq);
+            peer.sent(stream, last.id().seq, bytes);
+            ready.push(name.clone());
+        }
+        if !ready.is_empty() {
+            out.push(Output::Send { peers: ready, message: Message::Entries(entries.to_vec()) });
+        }
+    }
+
+    /// A peer asks for ranges.
+    pub fn wanted_by(&mut self, name: &ServerName, ranges: Vec<Range>, holding: &Holding, out: &mut Vec<Output>) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.serving = ranges.into();
+        self.pump(name, holding, out);
+    }
+
+    /// The log was read for a peer. Entries after the last signature are left for the next read.
+    pub fn read(
+        &mut self,
+        name: &ServerName,
+        stream: Stream,
+        from: u64,
+        mut entries: Vec<Arc<Sealed>>,
+        holding: &Holding,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        if peer.reading.take_if(|reading| *reading == (stream.clone(), from)).is_none() {
+            return;
+        }
+        let signed = entries.iter().rposition(|sealed| sealed.signature().is_some());
+        entries.truncate(signed.map_or(0, |last| last + 1));
+        let serving = peer.serving.front().is_some_and(|range| range.stream == stream && range.from == from);
+        let Some(last) = entries.last().map(|sealed| sealed.id().seq) else {
+            if serving {
+                peer.serving.pop_front();
+            }
+            self.send_vector(name, holding, out);
+            return;
+        };
+        let bytes = entries.iter().map(|sealed| sealed.entry().weight_bytes()).sum();
+        peer.sent(&stream, last, bytes);
+        if serving {
+            let range = peer.serving.front_mut().expect("it was looked at above");
+            range.from = last + 1;
+            if range.from > range.to {
+                peer.serving.pop_front();
+            }
+        } else {
+            peer.pushed.insert(stream, last);
+        }
+        out.push(Output::Send { peers: vec![name.clone()], message: Message::Entries(entries) });
+        self.pump(name, holding, out);
+    }
+
+    /// Starts the next read for a peer, if it lags and there is room in its window.
+    pub fn pump(&mut self, name: &ServerName, holding: &Holding, out: &mut Vec<Output>) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(held) = &peer.held else { return };
+        if peer.reading.is_some() || peer.in_flight_bytes >= WINDOW_BYTES {
+            return;
+        }
+        let next = peer.serving.front().cloned().or_else(|| {
+            holding.durable.iter().filter(|(stream, _)| stream.origin == self.me).find_map(|(stream, to)| {
+                let from = peer.pushed.get(stream).copied().unwrap_or(0).max(held.seq(stream)) + 1;
+                let lags = from <= to && from > holding.floor.seq(stream);
+                lags.then(|| Range { stream: stream.clone(), from, to })
+            })
+        });
+        let Some(Range { stream, from, to }) = next else { return };
+        peer.reading = Some((stream.clone(), from));
+        let peer = name.clone();
+        out.push(Output::Read { peer, stream, from, to, bytes_max: READ_BYTES });
+    }
+
+    /// Compares a beat with what is held here; tells all if the two have differed for more than a beat.
+    pub fn beat(&mut self, name: &ServerName, beat: Beat, same_vector: bool, holding: &Holding, out: &mut Vec<Output>) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.beat = Some(beat);
+        if same_vector {
+            peer.differs_since_us = None;
+            return;
+        }
+        let since_us = *peer.differs_since_us.get_or_insert(holding.now_us);
+        let sent_us = peer.vector_sent_us.unwrap_or(0);
+        if since_us < holding.now_us && holding.now_us.saturating_sub(sent_us) >= VECTOR_INTERVAL_US {
+            self.send_vector(name, holding, out);
+        }
+    }
+
+    /// Asks a peer for what it has and this server lacks.
+    pub fn want(&mut self, name: &ServerName, holding: &Holding, out: &mut Vec<Output>) {
+        let Some(peer) = self.peers.get(name) else { return };
+        let Some(held) = &peer.held else { return };
+        let mut ranges = Vec::new();
+        let mut too_far_behind = false;
+        for (stream, to) in held.iter() {
+            let tip = (holding.tip)(stream);
+            if tip >= to {
+                self.missing.remove(stream);
+                continue;
+            }
+            if stream.origin != self.me && self.peers.contains_key(&stream.origin) {
+                // A linked origin pushes by itself; only if it does not get anywhere are others asked.
+                let (at, since_us) = *self.missing.entry(stream.clone()).or_insert((tip, holding.now_us));
+                if at != tip {
+                    self.missing.insert(stream.clone(), (tip, holding.now_us));
+                }
+                let stalled = at == tip && holding.now_us.saturating_sub(since_us) > ORIGIN_PATIENCE_US;
+                let floored = peer.floor.seq(stream) > tip;
+                if !stalled && !floored {
+                    continue;
+                }
+            }
+            if peer.floor.seq(stream) > tip {
+                too_far_behind = true;
+                continue;
+            }
+            let busy = self.wanted.get(stream).is_some_and(|wanted| {
+                tip < wanted.to && holding.now_us.saturating_sub(wanted.since_us) < WANT_PATIENCE_US
+            });
+            if !busy {
+                self.wanted.insert(stream.clone(), Wanted { peer: name.clone(), to, since_us: holding.now_us });
+                ranges.push(Range { stream: stream.clone(), from: tip + 1, to });
+            }
+        }
+        let asked =
+            self.checkpoint_wanted_us.is_some_and(|at| holding.now_us.saturating_sub(at) < CHECKPOINT_PATIENCE_US);
+        if too_far_behind && !asked {
+            self.checkpoint_wanted_us = Some(holding.now_us);
+            out.push(Output::Send { peers: vec![name.clone()], message: Message::WantCheckpoint });
+        }
+        if !ranges.is_empty() {
+            out.push(Output::Send { peers: vec![name.clone()], message: Message::Want(ranges) });
+        }
+    }
+
+    /// A checkpoint has been taken over: everybody may go on from there.
+    pub fn checkpoint_installed(&mut self, holding: &Holding, out: &mut Vec<Output>) {
+        self.checkpoint_wanted_us = None;
+        let names: Vec<_> = self.peers.keys().cloned().collect();
+        names.iter().for_each(|name| self.send_vector(name, holding, out));
+    }
+
+    fn send_vector(&mut self, name: &ServerName, holding: &Holding, out: &mut Vec<Output>) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.vector_sent_us = Some(holding.now_us);
+            let message = Message::Vector { held: holding.durable.clone(), floor: holding.floor.clone() };
+            out.push(Output::Send { peers: vec![name.clone()], message });
+        }
+    }
+
+    /// The origins that are linked, with their last beats.
+    pub fn beats(&self) -> impl Iterator<Item = (&ServerName, &Beat)> {
+        self.peers.iter().filter_map(|(name, peer)| Some((name, peer.beat.as_ref()?)))
+    }
+
+    pub fn names(&self) -> BTreeSet<ServerName> {
+        self.peers.keys().cloned().collect()
+    }
+}
