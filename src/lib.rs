@@ -3,3 +3,4 @@
 pub mod core;
 #[cfg(feature = "daemon")]
 pub mod edge;
+pub mod ports;
