@@ -1,1 +1,4 @@
 //! Adapters between the core and the world.
+
+pub mod certificate;
+pub mod tls;
