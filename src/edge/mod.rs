@@ -1,4 +1,5 @@
 //! Adapters between the core and the world.
 
 pub mod certificate;
+pub mod config;
 pub mod tls;
