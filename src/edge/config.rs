@@ -399,7 +399,7 @@ pub fn check_listen(text: &str) -> Result<SocketAddr, String> {
 /// this user may write there, `DIR/files` elsewhere.
 pub fn default_files_folder(directory: &Path, name: &ServerName) -> PathBuf {
     const TMPFS_MAGIC: i64 = 0x0102_1994;
-    let in_memory = rustix::fs::statfs("/run").is_ok_and(|stat| stat.f_type as i64 == TMPFS_MAGIC);
+    let in_memory = rustix::fs::statfs("/run").is_ok_and(|stat| stat.f_type == TMPFS_MAGIC);
     let ours = Path::new("/run/p2pdb");
     let parent = if ours.exists() { ours } else { Path::new("/run") };
     if in_memory && rustix::fs::access(parent, rustix::fs::Access::WRITE_OK).is_ok() {

@@ -2,4 +2,5 @@
 
 pub mod certificate;
 pub mod config;
+pub mod control;
 pub mod tls;
