@@ -3,6 +3,12 @@
 pub mod bundles;
 pub mod certificate;
 pub mod checkpoint_transfer;
+pub mod clock;
 pub mod config;
 pub mod control;
+mod endpoint;
+pub mod frame;
+pub mod hello;
+mod link;
+pub mod quic;
 pub mod tls;
