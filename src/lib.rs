@@ -4,3 +4,5 @@ pub mod core;
 #[cfg(feature = "daemon")]
 pub mod edge;
 pub mod format;
+pub mod ports;
+pub mod sim;

@@ -1,1 +1,14 @@
 //! Adapters between the core and the world.
+
+pub mod bundles;
+pub mod certificate;
+pub mod checkpoint_transfer;
+pub mod clock;
+pub mod config;
+pub mod control;
+mod endpoint;
+pub mod frame;
+pub mod hello;
+mod link;
+pub mod quic;
+pub mod tls;

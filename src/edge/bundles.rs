@@ -1,0 +1,286 @@
+//! Bundles: small content that records name by digest, kept once under `DIR/bundles/<digest>`.
+//!
+//! A record of the file `Bundle` (`name, size, digest`) travels in the log; the content is fetched by digest from whoever
+//! has it, in parts, and is visible under its name only after its digest has been checked. Content is never changed in
+//! place. States of one fetch: asked a peer → parts arrive in order → verified and stored, or the next peer is asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::core::id::{Digest, ServerName};
+use crate::core::io::Message;
+
+/// Bytes of one part on the wire.
+pub const PART_BYTES: usize = 256 * 1024;
+/// How long a part may take before another peer is asked.
+const PART_PATIENCE_US: u64 = 2_000_000;
+
+#[derive(Debug, Error)]
+pub enum BundleError {
+    #[error("the content has {found} bytes; bundles hold at most {bytes_max} (setting bundles.bytes_max)")]
+    TooLarge { found: u64, bytes_max: u64 },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("the bundle with digest {0} is not on this server yet")]
+    Absent(Digest),
+}
+
+/// The content store of one server.
+pub struct BundleStore {
+    folder: PathBuf,
+    bytes_max: u64,
+}
+
+impl BundleStore {
+    /// Opens the store and drops what an interrupted fetch has left.
+    pub fn open(folder: PathBuf, bytes_max: u64) -> Result<Self, BundleError> {
+        let at = |source| BundleError::Io { path: folder.clone(), source };
+        fs::create_dir_all(&folder).map_err(at)?;
+        for item in fs::read_dir(&folder).map_err(at)? {
+            let path = item.map_err(at)?.path();
+            if path.extension().is_some_and(|extension| extension == "part") {
+                fs::remove_file(&path).map_err(|source| BundleError::Io { path, source })?;
+            }
+        }
+        Ok(Self { folder, bytes_max })
+    }
+
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    /// Stores content durably and returns its digest. Storing it again changes nothing.
+    pub fn put(&self, content: &[u8]) -> Result<Digest, BundleError> {
+        self.check_size(content.len() as u64)?;
+        let digest = Digest(*blake3::hash(content).as_bytes());
+        if self.holds(&digest) {
+            return Ok(digest);
+        }
+        let part = self.part_path(&digest);
+        let written = File::create(&part).and_then(|mut file| {
+            file.write_all(content)?;
+            file.sync_all()
+        });
+        written.map_err(|source| BundleError::Io { path: part.clone(), source })?;
+        self.keep(&part, &digest)?;
+        Ok(digest)
+    }
+
+    /// Up to `bytes` of the content from `offset` on, with the whole size.
+    pub fn read(&self, digest: &Digest, offset: u64, bytes: usize) -> Result<(u64, Vec<u8>), BundleError> {
+        let path = self.path(digest);
+        let mut file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::Absent(*digest)),
+            other => other.map_err(|source| BundleError::Io { path: path.clone(), source })?,
+        };
+        let read = || -> io::Result<(u64, Vec<u8>)> {
+            let total = file.metadata()?.len();
+            file.seek(SeekFrom::Start(offset))?;
+            let mut content = Vec::new();
+            file.take(bytes as u64).read_to_end(&mut content)?;
+            Ok((total, content))
+        };
+        read().map_err(|source| BundleError::Io { path, source })
+    }
+
+    /// Drops content that no record names any more.
+    pub fn keep_only(&self, named: &BTreeSet<Digest>) -> Result<usize, BundleError> {
+        let at = |source| BundleError::Io { path: self.folder.clone(), source };
+        let mut dropped = 0;
+        for item in fs::read_dir(&self.folder).map_err(at)? {
+            let path = item.map_err(at)?.path();
+            let digest = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Digest>().ok());
+            if digest.is_some_and(|digest| !named.contains(&digest)) {
+                fs::remove_file(&path).map_err(|source| BundleError::Io { path, source })?;
+                dropped += 1;
+            }
+        }
+        Ok(dropped)
+    }
+
+    fn check_size(&self, found: u64) -> Result<(), BundleError> {
+        match found > self.bytes_max {
+            true => Err(BundleError::TooLarge { found, bytes_max: self.bytes_max }),
+            false => Ok(()),
+        }
+    }
+
+    fn keep(&self, part: &Path, digest: &Digest) -> Result<(), BundleError> {
+        let renamed = fs::rename(part, self.path(digest)).and_then(|()| File::open(&self.folder)?.sync_all());
+        renamed.map_err(|source| BundleError::Io { path: self.path(digest), source })
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.folder.join(digest.to_string())
+    }
+
+    fn part_path(&self, digest: &Digest) -> PathBuf {
+        self.folder.join(format!("{digest}.part"))
+    }
+}
+
+/// A fetch under way.
+struct Fetch {
+    from: ServerName,
+    content: Vec<u8>,
+    asked_us: u64,
+    refused: BTreeSet<ServerName>,
+}
+
+/// Fetches what records name and the store lacks; one part at a time per bundle, so a slow peer holds up nobody else.
+#[derive(Default)]
+pub struct BundleFetcher {
+    fetches: BTreeMap<Digest, Fetch>,
+}
+
+impl BundleFetcher {
+    /// Looks at what is named and who is linked; returns what to ask of whom.
+    pub fn update(
+        &mut self,
+        store: &BundleStore,
+        named: &BTreeMap<Digest, u64>,
+        peers: &BTreeSet<ServerName>,
+        now_us: u64,
+    ) -> Vec<(ServerName, Message)> {
+        self.fetches.retain(|digest, _| named.contains_key(digest));
+        let mut asks = Vec::new();
+        for (digest, size) in named {
+            if *size > store.bytes_max() || store.holds(digest) {
+                continue;
+            }
+            let stale = self.fetches.get(digest).is_none_or(|fetch| {
+                !peers.contains(&fetch.from) || now_us.saturating_sub(fetch.asked_us) > PART_PATIENCE_US
+            });
+            if stale {
+                asks.extend(self.ask_next(*digest, peers, now_us));
+            }
+        }
+        asks
+    }
+
+    fn ask_next(&mut self, digest: Digest, peers: &BTreeSet<ServerName>, now_us: u64) -> Option<(ServerName, Message)> {
+        let mut fetch = self.fetches.remove(&digest).map_or(
+            Fetch { from: peers.first()?.clone(), content: Vec::new(), asked_us: now_us, refused: BTreeSet::new() },
+            |mut fetch| {
+                fetch.refused.insert(fetch.from.clone());
+                fetch
+            },
+        );
+        if peers.iter().all(|peer| fetch.refused.contains(peer)) {
+            fetch.refused.clear();
+        }
+        fetch.from = peers.iter().find(|peer| !fetch.refused.contains(*peer))?.clone();
+        fetch.content.clear();
+        fetch.asked_us = now_us;
+        let ask = (fetch.from.clone(), Message::WantBundle { digest, offset: 0 });
+        self.fetches.insert(digest, fetch);
+        Some(ask)
+    }
+
+    /// A part has arrived. Returns the next ask, and the digest if the bundle is stored now.
+    ///
+    /// # Errors
+    /// The store could not write.
+    pub fn part(
+        &mut self,
+        store: &BundleStore,
+        from: &ServerName,
+        digest: Digest,
+        (total, offset, bytes): (u64, u64, &[u8]),
+        now_us: u64,
+    ) -> Result<(Option<Message>, Option<Digest>), BundleError> {
+        let Some(fetch) = self.fetches.get_mut(&digest) else { return Ok((None, None)) };
+        let fits = fetch.from == *from && offset == fetch.content.len() as u64 && total <= store.bytes_max();
+        if !fits || (bytes.is_empty() && offset < total) {
+            return Ok((None, None));
+        }
+        fetch.content.extend_from_slice(bytes);
+        fetch.asked_us = now_us;
+        let have = fetch.content.len() as u64;
+        if have < total {
+            return Ok((Some(Message::WantBundle { digest, offset: have }), None));
+        }
+        if Digest(*blake3::hash(&fetch.content).as_bytes()) != digest {
+            // Not what was asked for: forget it, and let the next update ask somebody else.
+            fetch.content.clear();
+            fetch.asked_us = 0;
+            return Ok((None, None));
+        }
+        let content = std::mem::take(&mut fetch.content);
+        self.fetches.remove(&digest);
+        store.put(&content)?;
+        Ok((None, Some(digest)))
+    }
+
+    /// A peer has not got it.
+    pub fn refused(&mut self, from: &ServerName, digest: Digest) {
+        if let Some(fetch) = self.fetches.get_mut(&digest)
+            && fetch.from == *from
+        {
+            fetch.asked_us = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(bytes_max: u64) -> (tempfile::TempDir, BundleStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BundleStore::open(folder.path().join("bundles"), bytes_max).unwrap();
+        (folder, store)
+    }
+
+    fn peers(names: &[&str]) -> BTreeSet<ServerName> {
+        names.iter().map(|name| ServerName::new(name).unwrap()).collect()
+    }
+
+    #[test]
+    fn content_is_kept_once_and_read_in_parts() {
+        let (_folder, store) = store(1000);
+        let digest = store.put(b"install.sh").unwrap();
+        assert_eq!(store.put(b"install.sh").unwrap(), digest);
+        assert_eq!(store.read(&digest, 3, 4).unwrap(), (10, b"tall".to_vec()));
+        assert!(matches!(store.put(&[0; 1001]), Err(BundleError::TooLarge { found: 1001, .. })));
+        assert!(matches!(store.read(&Digest::ZERO, 0, 1), Err(BundleError::Absent(_))));
+    }
+
+    #[test]
+    fn a_fetch_ends_in_verified_content_and_goes_round_a_peer_that_lies() {
+        let (_folder, here) = store(1_000_000);
+        let (_other, there) = store(1_000_000);
+        let content: Vec<u8> = (0..600_000u32).map(|number| number as u8).collect();
+        let digest = there.put(&content).unwrap();
+        let named = BTreeMap::from([(digest, content.len() as u64)]);
+        let mut fetcher = BundleFetcher::default();
+        let asks = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 1);
+        let (first, _) = asks[0].clone();
+        let lie = vec![7; content.len()];
+        let answer = fetcher.part(&here, &first, digest, (lie.len() as u64, 0, &lie), 2).unwrap();
+        assert_eq!(answer, (None, None));
+        assert!(!here.holds(&digest));
+        let asks = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 10_000_000);
+        let (second, mut ask) = asks[0].clone();
+        assert_ne!(first, second);
+        loop {
+            let Message::WantBundle { offset, .. } = ask else { panic!("{ask:?}") };
+            let (total, part) = there.read(&digest, offset, PART_BYTES).unwrap();
+            match fetcher.part(&here, &second, digest, (total, offset, &part), 10_000_001).unwrap() {
+                (Some(next), None) => ask = next,
+                (None, Some(stored)) => break assert_eq!(stored, digest),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(here.holds(&digest));
+        assert_eq!(here.keep_only(&BTreeSet::new()).unwrap(), 1);
+    }
+}

@@ -1,0 +1,341 @@
+//! The requests and responses of the control socket. Variants and fields are only ever added.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::status::{Status, as_text};
+use crate::core::id::{Digest, EntryId, FileName, ServerName};
+use crate::core::io::{Committed, Edit, Refusal, Wait};
+use crate::core::record::Record;
+use crate::core::version::Version;
+
+/// What a client can ask. One that changes something is refused to a peer that is not an operator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Answered by `Response::Status`.
+    Status,
+    /// Answered by `Response::Files`.
+    FilesList,
+    /// Answered by `Response::File`; a file that does not exist has no records.
+    FileShow { file: FileName },
+    /// One atomic transaction. Answered by `Response::Edited` or `Response::Refused`.
+    FileEdit(FileEdit),
+    /// The open conflicts of one file or of all. Answered by `Response::Conflicts`.
+    Conflicts { file: Option<FileName> },
+    /// Settles the conflict of one record. Answered by `Response::Edited` or `Response::Refused`.
+    Resolve(Resolve),
+    /// The next part of a bundle; parts come in order, each begins where the one before ended, the first at 0 drops
+    /// what there was of this digest. Answered by `Response::BundleReceived`, after the last part by
+    /// `Response::Edited` or `Response::Refused`.
+    BundlePut(BundlePart),
+    /// A part of a bundle from `offset`. Answered by `Response::BundlePart`.
+    BundleGet { name: String, offset: u64 },
+    /// Answered by `Response::Bundles`.
+    BundleList,
+    /// A one-time token with which a server joins. Answered by `Response::Token`.
+    Token { life_s: u64 },
+    /// Takes a server out of the cluster and revokes its certificates. Answered by `Response::Edited` or `Refused`.
+    MemberRemove { name: ServerName, on_behalf_of: Option<String>, reason: String },
+    /// A new key and certificate for this server, without a restart. Answered by `Response::Certificate`.
+    CertificateRotate,
+    /// Answered by `Response::Certificate`.
+    CertificateShow,
+    /// Answered by `Response::Stopping`; the daemon then ends as on SIGTERM.
+    Shutdown,
+    /// What becomes readable here from now on, until the client goes; no files: all of them. Answered by `Response::Watching`,
+    /// then by `Response::Change`, each with `more`.
+    Watch { files: Vec<FileName> },
+}
+
+impl Request {
+    /// Whether only an operator may ask this.
+    pub fn needs_operator(&self) -> bool {
+        match self {
+            Request::Status
+            | Request::FilesList
+            | Request::FileShow { .. }
+            | Request::Conflicts { .. }
+            | Request::BundleGet { .. }
+            | Request::BundleList
+            | Request::CertificateShow
+            | Request::Watch { .. } => false,
+            Request::FileEdit(_)
+            | Request::Resolve(_)
+            | Request::BundlePut(_)
+            | Request::Token { .. }
+            | Request::MemberRemove { .. }
+            | Request::CertificateRotate
+            | Request::Shutdown => true,
+        }
+    }
+
+    /// What is asked, for a message to a person.
+    pub fn describe(&self) -> String {
+        match self {
+            Request::Status => "show the status".into(),
+            Request::FilesList => "list the files".into(),
+            Request::FileShow { file } => format!("show {file}"),
+            Request::FileEdit(edit) => match edit.edits.as_slice() {
+                [one] => format!("change {}", one.file),
+                many => format!("make {} changes", many.len()),
+            },
+            Request::Conflicts { .. } => "list conflicts".into(),
+            Request::Resolve(resolve) => format!("settle a conflict of {}", resolve.file),
+            Request::BundlePut(part) => format!("put the bundle '{}'", part.name),
+            Request::BundleGet { name, .. } => format!("get the bundle '{name}'"),
+            Request::BundleList => "list the bundles".into(),
+            Request::Token { .. } => "make a join token".into(),
+            Request::MemberRemove { name, .. } => format!("remove {name} from the cluster"),
+            Request::CertificateRotate => "rotate the certificate".into(),
+            Request::CertificateShow => "show the certificate".into(),
+            Request::Shutdown => "stop the daemon".into(),
+            Request::Watch { .. } => "watch the files".into(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileEdit {
+    pub edits: Vec<Edit>,
+    /// Whom the peer says it acts for; the author is made from this and the peer's user, see `Peer::author`.
+    pub on_behalf_of: Option<String>,
+    pub reason: String,
+    pub wait: Wait,
+    /// How long to wait for `wait` to be reached. The edit stands even if it is not.
+    pub timeout_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resolve {
+    pub file: FileName,
+    pub key: String,
+    pub keep: Keep,
+    pub on_behalf_of: Option<String>,
+    pub reason: String,
+    pub wait: Wait,
+    pub timeout_ms: u64,
+}
+
+/// Which value a settled record gets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The one that it has.
+    Winner,
+    /// The one with this index in `Conflict::leaves`; 0 is the winner.
+    Leaf { index: usize, entry: String },
+    /// A new one.
+    Record(Record),
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    Status(Box<Status>),
+    Files(Vec<FileSummary>),
+    File(FileContent),
+    Edited(Edited),
+    /// The transaction was not taken; nothing has changed.
+    Refused(Refusal),
+    Conflicts(Vec<Conflict>),
+    /// So many bytes of the bundle are here now.
+    BundleReceived {
+        bytes: u64,
+    },
+    BundlePart(BundlePart),
+    Bundles(Vec<Bundle>),
+    Token(Token),
+    Certificate(CertificateView),
+    Stopping,
+    /// From here on every change is told.
+    Watching,
+    Change(FileChange),
+    /// The peer may not ask this. `who` and `what` are for people.
+    Denied {
+        who: String,
+        what: String,
+        why: String,
+    },
+    /// The request could not be carried out; `hint` says what to do, and may be empty.
+    Failed {
+        what: String,
+        hint: String,
+    },
+}
+
+impl Response {
+    pub fn failed(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Response::Failed { what: what.into(), hint: hint.into() }
+    }
+}
+
+/// An edit that is on disk here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Edited {
+    #[serde(with = "as_text")]
+    pub entry: EntryId,
+    /// The level that was reached in time.
+    pub reached: Wait,
+    pub asked: Wait,
+    /// Members that have not acknowledged yet.
+    pub lacking: Vec<ServerName>,
+}
+
+impl From<Committed> for Edited {
+    fn from(Committed { entry, reached, asked, lacking }: Committed) -> Self {
+        Self { entry, reached, asked, lacking }
+    }
+}
+
+impl From<Result<Committed, Refusal>> for Response {
+    fn from(result: Result<Committed, Refusal>) -> Self {
+        match result {
+            Ok(committed) => Response::Edited(committed.into()),
+            Err(refusal) => Response::Refused(refusal),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSummary {
+    pub file: FileName,
+    pub records: usize,
+    #[serde(with = "as_text")]
+    pub digest: Digest,
+    /// Records with an open conflict.
+    pub conflicts: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileContent {
+    pub file: FileName,
+    #[serde(with = "as_text")]
+    pub digest: Digest,
+    /// In order of their keys.
+    pub records: Vec<RecordView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecordView {
+    pub key: String,
+    pub record: Record,
+    /// What an edit of this record builds on: goes into `Edit::bases`.
+    pub bases: Vec<Version>,
+    /// How many values lost against this one and wait to be looked at.
+    pub conflicts: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    pub file: FileName,
+    pub key: String,
+    /// The winner first, then what lost against it.
+    pub leaves: Vec<ConflictLeaf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictLeaf {
+    /// `None`: the record is gone.
+    pub record: Option<Record>,
+    #[serde(with = "as_text")]
+    pub entry: EntryId,
+    /// By the clock of the entry's origin, in ms since the Unix epoch.
+    pub time_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bundle {
+    pub name: String,
+    pub size_bytes: u64,
+    #[serde(with = "as_text")]
+    pub digest: Digest,
+    /// Whether its content is on this server.
+    pub here: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundlePart {
+    pub name: String,
+    /// BLAKE3 of the whole content.
+    #[serde(with = "as_text")]
+    pub digest: Digest,
+    pub total_bytes: u64,
+    pub offset: u64,
+    /// At most `BUNDLE_PART_BYTES_MAX`; base64 in JSON.
+    #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
+    pub bytes: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    pub token: String,
+    /// In ms since the Unix epoch.
+    pub expires_ms: u64,
+    /// Where the joining server finds this one.
+    pub address: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateView {
+    pub name: ServerName,
+    pub issued_ms: u64,
+    pub expires_ms: u64,
+    pub serial: String,
+    #[serde(with = "as_text")]
+    pub fingerprint: Digest,
+}
+
+/// Something that has become readable on this server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileChange {
+    #[serde(with = "as_text")]
+    pub entry: EntryId,
+    pub files: Vec<FileName>,
+    /// CLOCK_MONOTONIC when it was durable and readable here.
+    pub readable_ns: u64,
+}
+
+/// One line from the daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    pub id: u64,
+    /// Whether further replies with this id follow.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+    pub response: Response,
+}
+
+/// One line from a client.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Call {
+    pub id: u64,
+    pub request: Request,
+}
+
+/// `Call` as it is sent.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct OutgoingCall<'a> {
+    pub version: u32,
+    pub id: u64,
+    pub request: &'a Request,
+}
+
+/// What is read of a line before its request, which another version may have changed.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct CallHead {
+    #[serde(default)]
+    pub version: u32,
+    #[serde(default)]
+    pub id: u64,
+}
+
+fn to_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&STANDARD.encode(bytes))
+}
+
+fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    STANDARD.decode(String::deserialize(deserializer)?).map_err(de::Error::custom)
+}

@@ -1,0 +1,73 @@
+//! The doors between the core and the world, and the one place that carries outputs out.
+//!
+//! Daemon and simulator implement the same few traits; [`carry_out`] hands each output of the node to its door, in order.
+//! No door blocks: what takes time comes back to the node as an `Input`.
+
+use std::sync::Arc;
+
+use crate::core::entry::Sealed;
+use crate::core::id::{ServerName, Stream};
+use crate::core::io::{Committed, Event, Message, Output, Refusal, Ticket};
+use crate::core::merge::Written;
+use crate::core::oplog::Checkpoint;
+use crate::core::version::Vector;
+
+/// A read from the operation log on behalf of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRead {
+    pub peer: ServerName,
+    pub stream: Stream,
+    /// First and last sequence number wanted.
+    pub from: u64,
+    pub to: u64,
+    /// Stop after this many bytes; the first entry always comes.
+    pub bytes_max: usize,
+}
+
+/// Where the operation log is kept.
+pub trait Journal {
+    /// Writes entries and makes them durable; answers `Appended` or `AppendFailed`.
+    fn append(&mut self, entries: Vec<Arc<Sealed>>);
+    /// Answers `Read`.
+    fn read(&mut self, request: LogRead);
+    /// Keeps a state durably before anything that is appended later; answers `CheckpointStored`.
+    fn store_checkpoint(&mut self, checkpoint: Checkpoint);
+}
+
+/// The projection of the files.
+pub trait View {
+    fn project(&mut self, written: Vec<Written>, seen: Vector);
+}
+
+/// The links to the other servers.
+pub trait Peers {
+    fn send(&mut self, peers: &[ServerName], message: Message);
+    /// Sends the state of this moment, in parts.
+    fn send_checkpoint(&mut self, peer: ServerName);
+    fn disconnect(&mut self, peer: &ServerName, reason: &str);
+}
+
+/// Those who asked, and those who watch.
+pub trait Audience {
+    fn reply(&mut self, ticket: Ticket, result: Result<Committed, Refusal>);
+    fn event(&mut self, event: Event);
+}
+
+/// Carries out outputs, in order.
+pub fn carry_out<W: Journal + View + Peers + Audience>(world: &mut W, outputs: Vec<Output>) {
+    for output in outputs {
+        match output {
+            Output::Append(entries) => world.append(entries),
+            Output::Read { peer, stream, from, to, bytes_max } => {
+                world.read(LogRead { peer, stream, from, to, bytes_max });
+            }
+            Output::Project { written, seen } => world.project(written, seen),
+            Output::StoreCheckpoint(checkpoint) => world.store_checkpoint(*checkpoint),
+            Output::SendCheckpoint { peer } => world.send_checkpoint(peer),
+            Output::Send { peers, message } => world.send(&peers, message),
+            Output::Disconnect { peer, reason } => world.disconnect(&peer, &reason),
+            Output::Reply { ticket, result } => world.reply(ticket, result),
+            Output::Event(event) => world.event(event),
+        }
+    }
+}
