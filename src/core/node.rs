@@ -245,6 +245,7 @@ impl Node {
                 sync.read(&peer, stream, from, entries, holding, &mut out);
             }),
             Input::CheckpointStored { floor } => self.checkpoint_stored(now, floor, &mut out),
+            Input::CheckpointFailed => self.checkpoint_failed(&mut out),
             Input::Archived { floor } => self.floor = floor,
             Input::CheckpointReceived { peer, checkpoint } => self.install(peer, *checkpoint, &mut out),
             Input::Identity { certificate, key, run } => {
@@ -674,6 +675,13 @@ impl Node {
                 self.update_lifecycle(now, out);
             }
             other => self.writing = other,
+        }
+    }
+
+    fn checkpoint_failed(&mut self, out: &mut Vec<Output>) {
+        if matches!(self.writing, Some(Writing::Checkpoint { .. })) {
+            self.writing = None;
+            self.room(false, out);
         }
     }
 

@@ -26,6 +26,8 @@ struct Way {
     blocked: bool,
     /// Counts the blocks, so that a late alarm about an earlier one is recognised.
     block: u32,
+    /// The receiver reads nothing from it for now; that is no silence.
+    stalled: bool,
     arrives_us: u64,
     held_back: VecDeque<Frame>,
 }
@@ -46,6 +48,8 @@ pub enum Silence {
     Blocked(u32),
     /// The other host has died.
     Dead,
+    /// The other host was stopped by a signal, and may go on before the link is given up.
+    Frozen,
 }
 
 /// All ways and ends between `hosts` hosts.
@@ -91,6 +95,7 @@ impl Network {
             let at = self.at(from, to);
             self.ends[at] = Some(self.epochs);
             self.ways[at].held_back.clear();
+            self.ways[at].stalled = false;
         }
         self.epochs
     }
@@ -123,7 +128,7 @@ impl Network {
         let known = self.end(frame.to, frame.from) == Some(frame.epoch);
         let at = self.at(frame.from, frame.to);
         let way = &mut self.ways[at];
-        if way.blocked {
+        if way.blocked || (way.stalled && known) {
             way.held_back.push_back(frame);
             Arrival::HeldBack
         } else if known {
@@ -154,12 +159,29 @@ impl Network {
         std::mem::take(&mut way.held_back)
     }
 
+    /// The receiver does not want a frame now, nor any that follows.
+    pub fn stall(&mut self, frame: Frame) {
+        let at = self.at(frame.from, frame.to);
+        self.ways[at].stalled = true;
+        self.ways[at].held_back.push_back(frame);
+    }
+
+    /// The receiver reads again. Returns the frames that have waited.
+    pub fn resume(&mut self, from: usize, to: usize) -> VecDeque<Frame> {
+        let at = self.at(from, to);
+        let way = &mut self.ways[at];
+        if !std::mem::take(&mut way.stalled) || way.blocked {
+            return VecDeque::new();
+        }
+        std::mem::take(&mut way.held_back)
+    }
+
     /// Whether an end that has waited out a silence has a reason to give up.
     pub fn is_silent(&self, host: usize, peer: usize, epoch: u32, silence: Silence) -> bool {
         let way = &self.ways[self.at(peer, host)];
         let still = match silence {
             Silence::Blocked(block) => way.blocked && way.block == block,
-            Silence::Dead => true,
+            Silence::Dead | Silence::Frozen => true,
         };
         still && self.end(host, peer) == Some(epoch)
     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::model;
 use crate::core::entry::Sealed;
-use crate::core::id::{Digest, EntryId};
+use crate::core::id::{Digest, EntryId, Stream};
 use crate::core::io::{Committed, Wait};
 use crate::core::merge::Files;
 use crate::core::version::Vector;
@@ -122,10 +122,9 @@ impl Oracle {
         if !durable.covers(seen) {
             self.report("P1 undurable read", || format!("{name} shows entries that are not on its disk: {seen:?}"));
         }
-        let promised = &self.witnesses[host].promised;
-        if !seen.covers(promised) {
-            let gone = promised.iter().find(|(stream, seq)| seen.seq(stream) < *seq);
-            self.report("P1 durable", || format!("{name} does not show {gone:?} any more, which it had made durable"));
+        if let Some((stream, seq)) = self.first_lacking(host, seen) {
+            let text = format!("{name} does not show {stream} up to {seq} any more, which it had made durable");
+            self.report("P1 durable", || text);
         }
         let digest = files.digest();
         let (other, by) = *self.files_of.entry(seen.digest()).or_insert((digest, host));
@@ -139,12 +138,18 @@ impl Oracle {
     /// A host has started again and read its disk.
     pub fn recovered(&mut self, host: usize, name: &str, files: &Files) {
         let seen = files.seen();
-        let gone = self.witnesses[host].promised.iter().find(|(stream, seq)| seen.seq(stream) < *seq);
-        if let Some((stream, seq)) = gone {
-            let text = format!("{name} has started with {stream} up to {}, it had made {seq} durable", seen.seq(stream));
+        if let Some((stream, seq)) = self.first_lacking(host, seen) {
+            let text = format!("{name} has started with {stream} up to {}, it had made {seq} durable", seen.seq(&stream));
             self.report("P1 durable", || text);
         }
         self.witnesses[host].promised = seen.clone();
+    }
+
+    /// The first stream in which a host has promised more than `seen`.
+    fn first_lacking(&self, host: usize, seen: &Vector) -> Option<(Stream, u64)> {
+        let promised = &self.witnesses[host].promised;
+        let lacking = promised.iter().find(|(stream, seq)| seen.seq(stream) < *seq);
+        lacking.map(|(stream, seq)| (stream.clone(), seq))
     }
 
     /// The disk of a host has lost what it had called durable.
@@ -177,11 +182,11 @@ impl Oracle {
         let seen = files.seen();
         let held: Vec<_> = self.durable.values().filter(|sealed| seen.holds(sealed.id())).collect();
         let counted: u64 = seen.iter().map(|(_, seq)| seq).sum();
-        if counted != held.len() as u64 {
-            self.report("P1 undurable read", || format!("{name} holds {counted} entries, of which {} exist", held.len()));
-            return;
-        }
-        if let Some(difference) = model::difference(files, held.into_iter()) {
+        let existing = held.len() as u64;
+        let difference = model::difference(files, held.into_iter());
+        if counted != existing {
+            self.report("P1 undurable read", || format!("{name} holds {counted} entries, of which {existing} exist"));
+        } else if let Some(difference) = difference {
             let oracle = if difference.contains("losing") { "P3 conflicts" } else { "P2 replicas" };
             self.report(oracle, || format!("{name}: {difference}"));
         }
