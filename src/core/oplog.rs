@@ -116,7 +116,7 @@ impl Chains {
         let stream = &first.id().stream;
         let mut head = self.heads.get(stream).cloned();
         let mut admitted: Vec<Arc<Sealed>> = Vec::new();
-        for sealed in entries {
+        for (at, sealed) in entries.iter().enumerate() {
             let id = sealed.id();
             let held = head.as_ref().map_or(0, |head| head.seq);
             if id.seq <= held && admitted.is_empty() {
@@ -124,7 +124,11 @@ impl Chains {
                     && id.seq == head.seq
                     && sealed.hash() != head.hash
                 {
-                    return Err(ChainError::Fork(id.clone()));
+                    // Only the origin itself can fork; anybody can send an entry with a number that is taken.
+                    return Err(match is_vouched(cluster, &head.public_key, &entries[at..]) {
+                        true => ChainError::Fork(id.clone()),
+                        false => ChainError::Entry(id.clone(), EntryError::Signature),
+                    });
                 }
                 continue;
             }
@@ -184,6 +188,14 @@ pub struct Admitted {
     pub stream: Stream,
     pub head: Head,
     pub entries: Vec<Arc<Sealed>>,
+}
+
+/// Whether the first of some entries is covered by the next signature.
+fn is_vouched(cluster: ClusterId, public_key: &[u8; 32], entries: &[Arc<Sealed>]) -> bool {
+    let Some(signed) = entries.iter().position(|sealed| sealed.signature().is_some()) else { return false };
+    let chained = entries[..=signed].windows(2).all(|pair| pair[1].entry().previous == pair[0].hash());
+    let key = VerifyingKey::from_bytes(public_key);
+    chained && key.is_ok_and(|key| entries[signed].verify(cluster, &key).is_ok())
 }
 
 /// The head that `sealed` makes if it may follow `head`.
