@@ -29,6 +29,8 @@ use crate::ports::{LogRead, carry_out};
 
 /// Events that a timeline holds before the oldest are dropped.
 const TIMELINE_EVENTS: usize = 120;
+/// How often a journal that had no room looks again.
+const ROOM_LOOK_US: u64 = 300 * MILLISECOND_US;
 
 /// How a cluster is made.
 #[derive(Debug, Clone)]
@@ -55,6 +57,7 @@ pub enum Event {
     ReadDone { host: usize, life: u32, request: LogRead },
     CheckpointDone { host: usize, life: u32, bytes: Option<Vec<u8>>, seen: Box<Vector> },
     ViewFlush { host: usize, life: u32 },
+    RoomLook { host: usize, life: u32 },
     Arrive(Frame),
     /// The other end has closed the link.
     Closed { host: usize, peer: usize, epoch: u32 },
@@ -295,9 +298,6 @@ impl Cluster {
     pub fn set_disk_full(&mut self, host: usize, full: bool) {
         self.note(host, || format!("disk full: {full}"));
         self.hosts[host].disk.full = full;
-        if !full {
-            self.feed(host, Input::Room { available: true });
-        }
     }
 
     /// Hands a transaction to a host. Returns the ticket that the answer will carry.
@@ -362,6 +362,10 @@ impl Cluster {
                 self.checkpoint_done(host, bytes, &seen);
             }
             Event::ViewFlush { host, life } if self.lives(host, life) => self.hosts[host].view.flush(),
+            Event::RoomLook { host, life } if self.lives(host, life) => match self.hosts[host].disk.full {
+                true => self.plan(ROOM_LOOK_US, Event::RoomLook { host, life }),
+                false => self.feed(host, Input::Room { available: true }),
+            },
             Event::Arrive(frame) => self.arrive(frame),
             Event::Closed { host, peer, epoch } if self.network.end(host, peer) == Some(epoch) => {
                 self.lose_link(host, peer);
@@ -402,6 +406,7 @@ impl Cluster {
             | Event::ReadDone { host, .. }
             | Event::CheckpointDone { host, .. }
             | Event::ViewFlush { host, .. }
+            | Event::RoomLook { host, .. }
             | Event::Closed { host, .. }
             | Event::Idle { host, .. } => *host,
             Event::Arrive(frame) => frame.to,
@@ -415,6 +420,7 @@ impl Cluster {
         if !room {
             one.journal.write_failed(&mut one.disk);
             self.note(host, || "append failed: no room".to_owned());
+            self.plan(ROOM_LOOK_US, Event::RoomLook { host, life: self.hosts[host].life });
             return self.feed(host, Input::AppendFailed);
         }
         if self.settings.node.flaw != Some(crate::core::flaw::Flaw::SkipSync) {
@@ -430,6 +436,7 @@ impl Cluster {
         let one = &mut self.hosts[host];
         let Some(bytes) = bytes else {
             self.note(host, || "checkpoint failed: no room".to_owned());
+            self.plan(ROOM_LOOK_US, Event::RoomLook { host, life: self.hosts[host].life });
             return self.feed(host, Input::CheckpointFailed);
         };
         one.disk.sync();
@@ -488,7 +495,11 @@ impl Cluster {
                 self.checkpoint_part(host, from, digest, total, offset, &bytes);
             }
             Ok(message) => {
-                self.note(host, || format!("gets from S{}: {}", from + 1, super::workload::describe_message(&message)));
+                // Beats come all the time and would drive everything else out of the timeline.
+                if !matches!(message, Message::Beat(_)) {
+                    let text = || format!("gets from S{}: {}", from + 1, super::workload::describe_message(&message));
+                    self.note(host, text);
+                }
                 let peer = self.hosts[from].name.clone();
                 self.feed(host, Input::Frame { peer, message });
             }
@@ -520,7 +531,7 @@ impl Cluster {
     /// Whether a host lets another in: a member, or anyone while it does not know the members.
     fn accepts(&self, host: usize, peer: usize) -> bool {
         let Some(node) = self.node(host) else { return false };
-        node.files().seen().is_empty() || node.others().contains(&self.hosts[peer].name)
+        !knows_members(node) || node.others().contains(&self.hosts[peer].name)
     }
 
     /// Breaks the links to whoever is not a member any more.
@@ -568,4 +579,10 @@ impl Cluster {
             self.oracle.report("answers", || format!("S{} has not answered {ticket} long after its deadline", host + 1));
         }
     }
+}
+
+/// A server that is not in its own `Server` file has yet to get the files, and takes them from anyone.
+fn knows_members(node: &Node) -> bool {
+    let members = node.files().builtin(crate::core::schema::file::SERVER);
+    members.is_some_and(|members| members.record(node.name().as_str()).is_some())
 }
