@@ -177,6 +177,9 @@ pub struct Node {
     ahead: BTreeMap<ServerName, Timestamp>,
     flags_given: BTreeMap<ServerName, u64>,
     others: BTreeSet<ServerName>,
+    /// Whether the `Server` file names, or has named, the origin of every entry held; and of how many streams that was said.
+    origins_known: bool,
+    streams_known: usize,
     digests: Option<(Digest, Digest)>,
     bytes_since_checkpoint: u64,
     /// Checkpoints of the node's own state that the journal has not answered yet.
@@ -213,6 +216,8 @@ impl Node {
             ahead: BTreeMap::new(),
             flags_given: BTreeMap::new(),
             others: BTreeSet::new(),
+            origins_known: false,
+            streams_known: 0,
             digests: None,
             bytes_since_checkpoint: 0,
             checkpoints_unanswered: 0,
@@ -360,10 +365,10 @@ impl Node {
         self.queue.push(class, work, 0, now.monotonic_us);
     }
 
-    /// Whether this server is in the group, as far as it knows. Without that it does not know the others, and would
-    /// call an edit safe that nobody else has.
+    /// Whether this server is in the group and knows the group: every origin of an entry that it holds is named in the
+    /// `Server` file, or was. A server that has only a part of the files would call an edit safe that nobody else has.
     fn is_member(&self) -> bool {
-        self.builtin_has(file::SERVER, &self.config.me)
+        self.builtin_has(file::SERVER, &self.config.me) && self.origins_known
     }
 
     /// Whether a transaction founds the group: it makes the first member of it on a server that has nothing yet.
@@ -520,8 +525,11 @@ impl Node {
     fn files_written(&mut self, written: Vec<Written>, out: &mut Vec<Output>) {
         self.digests = None;
         let names: BTreeSet<FileName> = written.iter().map(|one| one.file.clone()).collect();
-        if names.iter().any(|name| name.as_str() == file::SERVER) {
+        let members_changed = names.iter().any(|name| name.as_str() == file::SERVER);
+        if members_changed || self.files.seen().len() != self.streams_known {
             self.learn_members();
+        }
+        if members_changed {
             for (ticket, committed) in self.waits.due_all(&self.others) {
                 self.reply(ticket, committed, out);
             }
@@ -937,6 +945,13 @@ impl Node {
     fn learn_members(&mut self) {
         let names = self.files.records_of(file::SERVER).filter_map(|record| ServerName::new(record.field(0)).ok());
         self.others = names.filter(|name| *name != self.config.me).collect();
+        let servers = self.files.builtin(file::SERVER);
+        let is_named = |origin: &ServerName| {
+            let register = servers.and_then(|servers| servers.register(origin.as_str()));
+            register.is_some_and(|register| !register.leaves.is_empty())
+        };
+        self.origins_known = self.files.seen().iter().all(|(stream, _)| is_named(&stream.origin));
+        self.streams_known = self.files.seen().len();
     }
 
     // ---- alarms ----

@@ -62,8 +62,15 @@ impl Cluster {
             );
             let name = self.hosts[host].name.clone();
             let Some(node) = &self.hosts[host].node else { continue };
-            if reopened.recovered.files.digest() != node.files().digest() {
-                self.oracle.report("P2 replicas", || format!("the log of {name} makes other files than it shows"));
+            let (again, shown) = (&reopened.recovered.files, node.files());
+            if again.seen() != shown.seen() || again.digest() != shown.digest() {
+                let aside = &reopened.put_aside;
+                let text = format!(
+                    "the log of {name} makes other files than it shows: {:?} instead of {:?}; put aside: {aside:?}",
+                    again.seen(),
+                    shown.seen()
+                );
+                self.oracle.report("P2 replicas", || text);
             }
         }
     }

@@ -28,7 +28,7 @@ use crate::format::decode_message;
 use crate::ports::{LogRead, carry_out};
 
 /// Events that a timeline holds before the oldest are dropped.
-const TIMELINE_EVENTS: usize = 120;
+const TIMELINE_EVENTS: usize = 100_000;
 /// How often a journal that had no room looks again.
 const ROOM_LOOK_US: u64 = 300 * MILLISECOND_US;
 
@@ -581,8 +581,7 @@ impl Cluster {
     }
 }
 
-/// A server that is not in its own `Server` file has yet to get the files, and takes them from anyone.
+/// A server that has yet to get the files takes them from anyone that has a certificate.
 fn knows_members(node: &Node) -> bool {
-    let members = node.files().builtin(crate::core::schema::file::SERVER);
-    members.is_some_and(|members| members.record(node.name().as_str()).is_some())
+    node.lifecycle() >= crate::core::lifecycle::Lifecycle::Ready
 }
