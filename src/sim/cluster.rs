@@ -28,7 +28,7 @@ use crate::format::decode_message;
 use crate::ports::{LogRead, carry_out};
 
 /// Events that a timeline holds before the oldest are dropped.
-const TIMELINE_EVENTS: usize = 100_000;
+const TIMELINE_EVENTS: usize = 120;
 /// How often a journal that had no room looks again.
 const ROOM_LOOK_US: u64 = 300 * MILLISECOND_US;
 
@@ -439,7 +439,6 @@ impl Cluster {
             self.plan(ROOM_LOOK_US, Event::RoomLook { host, life: self.hosts[host].life });
             return self.feed(host, Input::CheckpointFailed);
         };
-        one.disk.sync();
         let floor = one.journal.checkpoint_stored(&mut one.disk, bytes, seen);
         for (stream, seq) in seen.iter() {
             self.oracle.witness(host).promised.raise(stream, seq);
