@@ -434,6 +434,7 @@ impl Cluster {
 
     fn checkpoint_done(&mut self, host: usize, bytes: Option<Vec<u8>>, seen: &Vector) {
         let one = &mut self.hosts[host];
+        one.checkpoints_writing -= 1;
         let Some(bytes) = bytes else {
             self.note(host, || "checkpoint failed: no room".to_owned());
             self.plan(ROOM_LOOK_US, Event::RoomLook { host, life: self.hosts[host].life });
