@@ -256,7 +256,8 @@ fn inquire(cluster: &Cluster, word: &str, question: &str) -> Result<String, Stri
 }
 
 fn submit(cluster: &mut Cluster, host: usize, edits: Vec<Edit>, wait: Wait) -> String {
-    let transaction = Transaction { class: Class::Transmission, author: "operator".into(), reason: String::new(), edits };
+    let transaction =
+        Transaction { class: Class::Transmission, author: "operator".into(), reason: String::new(), edits };
     let ticket = cluster.submit(host, transaction, wait, 2_000);
     let until_us = cluster.now_us + 4 * SECOND_US;
     while !cluster.answers.contains_key(&ticket) && cluster.now_us < until_us {
