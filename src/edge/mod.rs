@@ -4,6 +4,8 @@ pub mod certificate;
 mod endpoint;
 pub mod frame;
 pub mod hello;
+pub mod join;
 mod link;
 pub mod quic;
 pub mod tls;
+pub mod token;
