@@ -9,6 +9,8 @@ pub mod control;
 mod endpoint;
 pub mod frame;
 pub mod hello;
+pub mod join;
 mod link;
 pub mod quic;
 pub mod tls;
+pub mod token;
