@@ -1,5 +1,7 @@
 //! p2pdb: a group of servers that looks after itself.
 
+#[cfg(feature = "daemon")]
+pub mod cli;
 pub mod core;
 #[cfg(feature = "daemon")]
 pub mod edge;
