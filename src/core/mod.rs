@@ -11,4 +11,5 @@ pub mod oplog;
 pub mod priority;
 pub mod record;
 pub mod schema;
+pub mod text;
 pub mod version;
