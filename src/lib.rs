@@ -5,3 +5,4 @@ pub mod cli;
 pub mod core;
 #[cfg(feature = "daemon")]
 pub mod edge;
+pub mod format;
