@@ -29,6 +29,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError as TlsCertificateError, DigitallySignedStruct, OtherError, RootCertStore};
 use rustls::{DistinguishedName, SignatureScheme};
 use thiserror::Error;
+use tracing::info;
 
 use super::certificate::{
     AuthorityCertificate, CertificateError, CertificateInfo, Credentials, verify_server_certificate,
@@ -74,6 +75,7 @@ struct Identity {
     mesh: Arc<CertifiedKey>,
     /// The same with the CA's certificate behind it.
     join: Arc<CertifiedKey>,
+    reset_key: [u8; 32],
 }
 
 impl TlsIdentity {
@@ -94,6 +96,12 @@ impl TlsIdentity {
         self.0.read().unwrap_or_else(PoisonError::into_inner).info.clone()
     }
 
+    /// A secret that stays the same over restarts. With it a restarted server can tell its peers at once that it no
+    /// longer knows their connections (stateless reset), instead of leaving them to their idle timeout.
+    pub(crate) fn reset_key(&self) -> [u8; 32] {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).reset_key
+    }
+
     fn key(&self, join: bool) -> Arc<CertifiedKey> {
         let identity = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if join { identity.join.clone() } else { identity.mesh.clone() }
@@ -107,7 +115,8 @@ impl Identity {
         let mesh = CertifiedKey::new(vec![certificate.clone()], key.clone());
         mesh.keys_match()?;
         let join = CertifiedKey::new(vec![certificate, ca.der().clone()], key);
-        Ok(Self { info: credentials.info.clone(), mesh: Arc::new(mesh), join: Arc::new(join) })
+        let reset_key = blake3::derive_key("p2pdb QUIC stateless reset v1", credentials.key.as_bytes());
+        Ok(Self { info: credentials.info.clone(), mesh: Arc::new(mesh), join: Arc::new(join), reset_key })
     }
 }
 
@@ -206,7 +215,14 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 fn refused(reason: impl Into<PeerRefused>) -> rustls::Error {
-    TlsCertificateError::Other(OtherError(Arc::new(reason.into()))).into()
+    match reason.into() {
+        // The one reason that TLS has an alert for: so the revoked server hears what happened to it.
+        PeerRefused::Revoked(name) => {
+            info!(peer = %name, "the peer's certificate is revoked");
+            TlsCertificateError::Revoked.into()
+        }
+        reason => rustls::Error::Other(OtherError(Arc::new(reason))),
+    }
 }
 
 /// What both sides of the mesh check: webpki looks at signature, validity and purpose; the rest is our own.
