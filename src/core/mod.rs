@@ -15,5 +15,6 @@ pub mod priority;
 pub mod record;
 pub mod schema;
 pub mod sync;
+pub mod text;
 pub mod version;
 pub mod waits;

@@ -429,7 +429,7 @@ mod tests {
         let answer = tokio::task::spawn_blocking(move || {
             let mut client = super::super::Client::connect(&directory).unwrap();
             let file = FileName::new("Group").unwrap();
-            (client.call(&Request::Shutdown).unwrap(), client.call(&Request::FileShow { file }).unwrap())
+            (client.call(&Request::Shutdown).unwrap(), client.call(&Request::FileShow { file, after: None }).unwrap())
         });
         let (stopping, shown) = answer.await.unwrap();
         assert_eq!(stopping, Response::Stopping);

@@ -1,0 +1,339 @@
+//! Every persisted or sent form: golden bytes, round trips, and decoders that bear anything.
+//!
+//! Golden bytes are written anew only with `P2PDB_WRITE_GOLDEN=1`; a change of them is a change of format.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use common::{CLUSTER, Origin, files_of, record};
+use p2pdb::core::diff::{Change, Diff};
+use p2pdb::core::id::{ClusterId, Digest, FileName, Lane};
+use p2pdb::core::io::{Beat, Message, Range};
+use p2pdb::core::lifecycle::Lifecycle;
+use p2pdb::core::oplog::Checkpoint;
+use p2pdb::core::version::Vector;
+use p2pdb::format::segment::{
+    ArchiveHeader, End, SegmentHeader, append_frame, decode_archive_header, decode_segment_header,
+    encode_archive_header, encode_segment_header, frame_at, scan_frames,
+};
+use p2pdb::format::view::{
+    Summary, decode_register, decode_summary, decode_vector, encode_register, encode_summary, encode_vector,
+};
+use p2pdb::format::{
+    FormatError, decode_checkpoint, decode_message, decode_sealed, encode_checkpoint, encode_message, encode_sealed,
+    peek_entry,
+};
+use proptest::prelude::*;
+
+fn golden(name: &str, bytes: &[u8]) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("P2PDB_WRITE_GOLDEN").is_some_and(|value| value == "1") {
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let kept = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(kept == bytes, "the bytes of {name} have changed: old logs and other servers would not be understood");
+}
+
+fn sample_entries() -> Vec<Arc<p2pdb::core::entry::Sealed>> {
+    let mut mail = Origin::new("mail", 7, Lane::Audit);
+    let first = mail.entry(&[]);
+    let second = mail.entry(&[("Group", "S2", Some("S2")), ("Problem", "S2", Some("S2b, S2, S6"))]);
+    let bases = vec![second.entry().version()];
+    let third = mail.sealed(vec![Diff {
+        file: FileName::new("Problem").unwrap(),
+        key: "S2".into(),
+        change: Change::Mod { before: record("S2b, S2, S6"), after: record("\"a, é\", S2, ---") },
+        bases,
+    }]);
+    let fourth = mail.entry(&[("Group", "S2", None)]);
+    let mut load = Origin::new("web-1.example", 9, Lane::Volatile);
+    let fifth = load.entry(&[("Condition", "web1", Some("web1, 0.5, 0.25, 0, 2"))]);
+    vec![first, second, third, fourth, fifth]
+}
+
+fn sample_checkpoint() -> Checkpoint {
+    let entries = sample_entries();
+    Checkpoint { files: files_of(&entries), heads: common::heads_of(&entries) }
+}
+
+fn sample_messages() -> Vec<(&'static str, Message)> {
+    let entries = sample_entries();
+    let stream = entries[0].id().stream.clone();
+    let held: Vector = [(stream.clone(), 4), (entries[4].id().stream.clone(), u64::MAX)].into_iter().collect();
+    let floor: Vector = [(stream.clone(), 1)].into_iter().collect();
+    let digest = Digest([0xd1; 32]);
+    let beat = Beat { wall_ms: 1_700_000_000_123, vector: digest, files: Digest([2; 32]), lifecycle: Lifecycle::Ready };
+    vec![
+        ("entries", Message::Entries(entries[..4].to_vec())),
+        ("ack", Message::Ack(held.iter().map(|(stream, seq)| (stream.clone(), seq)).collect())),
+        ("beat", Message::Beat(beat)),
+        ("vector", Message::Vector { held, floor }),
+        ("want", Message::Want(vec![Range { stream, from: 1, to: 300 }])),
+        ("want-checkpoint", Message::WantCheckpoint),
+        ("checkpoint-part", Message::CheckpointPart { digest, total: 70_000, offset: 65_536, bytes: vec![1, 2, 3] }),
+        ("want-bundle", Message::WantBundle { digest, offset: 251 }),
+        ("bundle-part", Message::BundlePart { digest, total: 3, offset: 0, bytes: vec![0; 3] }),
+        ("no-bundle", Message::NoBundle { digest }),
+        ("want-certificate", Message::WantCertificate { request: vec![9; 4] }),
+        ("certificate", Message::Certificate { result: Ok(vec![8; 4]) }),
+        ("no-certificate", Message::Certificate { result: Err("no".into()) }),
+    ]
+}
+
+#[test]
+fn entries_have_their_golden_bytes() {
+    let names = ["first", "add", "mod", "del", "volatile"];
+    for (name, sealed) in names.iter().zip(sample_entries()) {
+        let bytes = encode_sealed(&sealed);
+        golden(&format!("entry-{name}.bin"), &bytes);
+        assert_eq!(decode_sealed(&bytes).unwrap(), *sealed);
+        let peek = peek_entry(&bytes).unwrap();
+        assert_eq!(peek.id().unwrap(), *sealed.id());
+        assert_eq!(peek.time(), sealed.entry().time);
+        assert!(peek.is_of(&sealed.id().stream));
+    }
+}
+
+#[test]
+fn messages_have_their_golden_bytes() {
+    for (name, message) in sample_messages() {
+        let bytes = encode_message(&message);
+        golden(&format!("message-{name}.bin"), &bytes);
+        assert_eq!(decode_message(&bytes).unwrap(), message);
+    }
+}
+
+#[test]
+fn a_checkpoint_has_its_golden_bytes() {
+    let checkpoint = sample_checkpoint();
+    let bytes = encode_checkpoint(&checkpoint, CLUSTER);
+    golden("checkpoint.bin", &bytes);
+    assert_eq!(decode_checkpoint(&bytes, CLUSTER).unwrap(), checkpoint);
+    let other = ClusterId([1; 16]);
+    assert!(matches!(decode_checkpoint(&bytes, other), Err(FormatError::Foreign { found: CLUSTER, .. })));
+    for at in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 4;
+        assert!(decode_checkpoint(&flipped, CLUSTER).is_err(), "bit flip at {at}");
+        assert!(decode_checkpoint(&bytes[..at], CLUSTER).is_err(), "cut at {at}");
+    }
+}
+
+#[test]
+fn a_segment_has_its_golden_bytes() {
+    let header = SegmentHeader { cluster: CLUSTER, number: 3, created_ms: 1_700_000_000_000 };
+    let mut bytes = encode_segment_header(&header).to_vec();
+    for sealed in sample_entries() {
+        append_frame(&sealed, &mut bytes);
+    }
+    bytes.resize(bytes.len() + 64, 0);
+    golden("segment.bin", &bytes);
+    assert_eq!(decode_segment_header(&bytes).unwrap(), header);
+    let scan = scan_frames(&bytes, 46);
+    assert_eq!(scan.end, End::Clean { at: bytes.len() - 64 });
+    let decoded: Vec<_> = scan.frames.iter().map(|frame| decode_sealed(frame.payload(&bytes)).unwrap()).collect();
+    assert!(decoded.iter().eq(sample_entries().iter().map(|sealed| sealed.as_ref())));
+    let archive = ArchiveHeader { cluster: CLUSTER, first: 3, last: 4, created_ms: 5 };
+    let bytes = encode_archive_header(&archive);
+    golden("archive-header.bin", &bytes);
+    assert_eq!(decode_archive_header(&bytes).unwrap(), archive);
+}
+
+#[test]
+fn the_views_values_have_their_golden_bytes() {
+    let files = sample_checkpoint().files;
+    let register = files.builtin("Problem").unwrap().register("S2").unwrap().clone();
+    let bytes = encode_register(&register);
+    golden("view-register.bin", &bytes);
+    assert_eq!(decode_register(&bytes).unwrap(), register);
+    let bytes = encode_vector(files.seen());
+    golden("view-vector.bin", &bytes);
+    assert_eq!(decode_vector(&bytes).unwrap(), *files.seen());
+    let summary = Summary { registers: 300, digest: [7; 32] };
+    let bytes = encode_summary(&summary);
+    golden("view-summary.bin", &bytes);
+    assert_eq!(decode_summary(&bytes).unwrap(), summary);
+}
+
+#[test]
+fn headers_tell_damage_from_other_versions() {
+    let header = encode_segment_header(&SegmentHeader { cluster: CLUSTER, number: 3, created_ms: 5 });
+    for at in 0..header.len() {
+        for bit in 0..8 {
+            let mut flipped = header;
+            flipped[at] ^= 1 << bit;
+            let error = decode_segment_header(&flipped).unwrap_err();
+            assert!(
+                matches!(error, FormatError::Checksum { .. } | FormatError::Malformed { .. }),
+                "bit {bit} of byte {at}: {error}"
+            );
+        }
+        assert!(decode_segment_header(&header[..at]).is_err());
+    }
+    let mut newer = header;
+    newer[8] = 2;
+    newer[42..].copy_from_slice(&[1, 2, 3, 4]);
+    let error = decode_segment_header(&newer).unwrap_err();
+    assert!(matches!(error, FormatError::Newer { found: 2, supported: 1, .. }), "{error}");
+    newer[8] = 0;
+    assert!(matches!(decode_segment_header(&newer), Err(FormatError::Older { found: 0, .. })));
+}
+
+#[test]
+fn a_scan_tells_clean_torn_and_damaged_ends_apart() {
+    let mut bytes = vec![0; 46];
+    let mut frames = Vec::new();
+    for sealed in sample_entries() {
+        frames.push(bytes.len());
+        append_frame(&sealed, &mut bytes);
+    }
+    let end = bytes.len();
+    bytes.resize(end + 500, 0);
+    assert_eq!(scan_frames(&bytes, 46).end, End::Clean { at: end });
+    let last = *frames.last().unwrap();
+    for cut in last + 1..end {
+        let mut torn = bytes.clone();
+        torn[cut..].fill(0);
+        let expected_clean = bytes[cut..end].iter().all(|&byte| byte == 0);
+        let expected = if expected_clean { End::Clean { at: end } } else { End::Torn { at: last } };
+        assert_eq!(scan_frames(&torn, 46).end, expected, "torn at {cut}");
+    }
+    for at in frames[1]..frames[2] {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x10;
+        let scan = scan_frames(&damaged, 46);
+        assert_eq!(scan.end, End::Damaged { at: frames[1], resumes_at: frames[2] }, "damaged at {at}");
+        assert_eq!(scan_frames(&damaged, frames[2]).frames.len(), 3);
+    }
+}
+
+#[test]
+fn other_versions_and_trailing_bytes_are_refused() {
+    let mut bytes = encode_sealed(&sample_entries()[1]);
+    bytes.push(0);
+    assert!(matches!(decode_sealed(&bytes), Err(FormatError::Trailing { bytes: 1, .. })));
+    bytes[0] = 2;
+    assert!(matches!(decode_sealed(&bytes), Err(FormatError::Newer { found: 2, .. })));
+    bytes[0] = 0;
+    assert!(matches!(decode_message(&bytes), Err(FormatError::Older { .. })));
+    assert!(matches!(decode_message(&vec![1; (1 << 20) + 1]), Err(FormatError::TooLarge { .. })));
+    assert!(decode_message(&[]).is_err());
+}
+
+#[test]
+fn names_and_records_are_checked_when_decoded() {
+    let bytes = encode_sealed(&sample_entries()[1]);
+    let at = bytes.windows(5).position(|window| window == b"Group").unwrap();
+    let mut bad_name = bytes.clone();
+    bad_name[at] = b'/';
+    assert!(decode_sealed(&bad_name).is_err());
+    let at = bytes.windows(3).position(|window| window == b"S2b").unwrap();
+    let mut bad_field = bytes;
+    bad_field[at] = b'\n';
+    assert!(decode_sealed(&bad_field).is_err());
+}
+
+#[test]
+fn the_largest_entry_fits_its_bound() {
+    use p2pdb::core::entry::ENTRY_BYTES_MAX;
+    let mut mail = Origin::new(&"m".repeat(63), u32::MAX, Lane::Audit);
+    mail.entry(&[]);
+    let base = {
+        let mut base = mail.entry(&[("Notes", "0", Some("0"))]).entry().version();
+        base.entry.seq = u64::MAX;
+        base
+    };
+    mail.advance_ms(1 << 40);
+    let mut diffs = Vec::new();
+    let mut weight = 0;
+    while weight + 256 * 48 + 1000 < ENTRY_BYTES_MAX {
+        let key = diffs.len().to_string();
+        weight += 256 * 48 + 100;
+        diffs.push(Diff {
+            file: FileName::new("Notes").unwrap(),
+            change: Change::Add(record(&key)),
+            key,
+            bases: vec![base.clone(); 256],
+        });
+    }
+    let sealed = mail.sealed(diffs);
+    sealed.entry().check().unwrap();
+    let bytes = encode_sealed(&sealed);
+    assert!(bytes.len() < p2pdb::format::entry::ENTRY_ENCODED_MAX, "{}", bytes.len());
+    assert_eq!(decode_sealed(&bytes).unwrap(), *sealed);
+    let message = encode_message(&Message::Entries(vec![sealed]));
+    assert!(decode_message(&message).is_ok());
+}
+
+/// Feeds bytes to every decoder; whatever comes out, nothing may panic.
+fn decode_everything(bytes: &[u8]) {
+    let _ = decode_sealed(bytes);
+    let _ = peek_entry(bytes).map(|peek| peek.id());
+    let _ = decode_message(bytes);
+    let _ = decode_checkpoint(bytes, CLUSTER);
+    let _ = decode_segment_header(bytes);
+    let _ = decode_archive_header(bytes);
+    let _ = decode_register(bytes);
+    let _ = decode_vector(bytes);
+    let _ = decode_summary(bytes);
+    let _ = frame_at(bytes, 0);
+    scan_frames(bytes, 0);
+}
+
+fn samples() -> Vec<Vec<u8>> {
+    let mut samples: Vec<Vec<u8>> = sample_entries().iter().map(|sealed| encode_sealed(sealed)).collect();
+    samples.extend(sample_messages().iter().map(|(_, message)| encode_message(message)));
+    samples.push(encode_checkpoint(&sample_checkpoint(), CLUSTER)[66..].to_vec());
+    let files = sample_checkpoint().files;
+    samples.push(encode_register(files.builtin("Problem").unwrap().register("S2").unwrap()));
+    samples
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn decoders_bear_random_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), version in 0u8..3) {
+        decode_everything(&bytes);
+        if let Some(first) = bytes.first_mut() {
+            *first = version;
+        }
+        decode_everything(&bytes);
+    }
+
+    #[test]
+    fn decoders_bear_mutated_bytes(which in 0usize..1000, edits in proptest::collection::vec((any::<u16>(), any::<u8>(), 0u8..4), 1..6)) {
+        let samples = samples();
+        let mut bytes = samples[which % samples.len()].clone();
+        for (at, value, kind) in edits {
+            let at = at as usize % bytes.len().max(1);
+            match kind {
+                0 if !bytes.is_empty() => bytes[at] = value,
+                1 => bytes.insert(at.min(bytes.len()), value),
+                2 => bytes.truncate(at.max(1)),
+                // A length that claims to be huge.
+                _ => bytes.splice(at..at.min(bytes.len()), [253, 255, 255, 255, 255, 255, 255, 255, value]).for_each(drop),
+            }
+        }
+        decode_everything(&bytes);
+        // A checkpoint whose digest fits: only the decoder stands before the content.
+        let mut checkpoint = encode_checkpoint(&sample_checkpoint(), CLUSTER);
+        checkpoint.truncate(66);
+        checkpoint.extend_from_slice(&bytes);
+        checkpoint[26..34].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&checkpoint[..34]);
+        hasher.update(&bytes);
+        checkpoint[34..66].copy_from_slice(hasher.finalize().as_bytes());
+        let _ = decode_checkpoint(&checkpoint, CLUSTER);
+    }
+}
+
+#[test]
+fn heads_of_the_samples_are_a_map() {
+    let heads: BTreeMap<_, _> = common::heads_of(&sample_entries());
+    assert_eq!(heads.len(), 2);
+}
