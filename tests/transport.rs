@@ -64,6 +64,8 @@ impl Cluster {
 
     async fn start_with(&self, server: &str, room: usize, change: impl FnOnce(&mut MeshConfig)) -> Node {
         let mut config = MeshConfig::new(name(server), self.id(), anywhere());
+        // A busy machine must not pass for a dead peer; the test of silence sets its own.
+        config.idle_timeout_ms = 10_000;
         change(&mut config);
         self.start_as(config, self.identity(server), room).await
     }
@@ -223,8 +225,9 @@ fn a_peer_that_falls_silent_is_noticed() {
     let ours = tokio::runtime::Runtime::new().unwrap();
     let theirs = tokio::runtime::Runtime::new().unwrap();
     let cluster = Cluster::new();
-    let mut a = ours.block_on(cluster.start("a"));
-    let mut b = theirs.block_on(cluster.start("b"));
+    let normal = |config: &mut MeshConfig| config.idle_timeout_ms = 1000;
+    let mut a = ours.block_on(cluster.start_with("a", 1024, normal));
+    let mut b = theirs.block_on(cluster.start_with("b", 1024, normal));
     {
         let _inside = ours.enter();
         a.mesh.set_members(BTreeMap::from([(name("b"), b.address())]));
@@ -236,7 +239,7 @@ fn a_peer_that_falls_silent_is_noticed() {
     let begun = Instant::now();
     assert_eq!(ours.block_on(a.down("b")), "no sign of life");
     let waited = begun.elapsed();
-    assert!(waited > Duration::from_millis(600) && waited < Duration::from_millis(2500), "{waited:?}");
+    assert!(waited > Duration::from_millis(600) && waited < Duration::from_millis(4000), "{waited:?}");
     assert_eq!(a.send("b", Channel::Live, "x"), Err(SendError::NotLinked));
     std::mem::forget(b);
 }
@@ -714,6 +717,11 @@ async fn a_token_joins_one_of_many() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn measure_loopback() {
+    // On a worker of the runtime, as in the daemon; the thread of a test is not one.
+    tokio::spawn(measure()).await.unwrap();
+}
+
+async fn measure() {
     let cluster = Cluster::new();
     let (mut a, mut b) = pair(&cluster).await;
     let frame = Bytes::from(vec![7; 200]);
