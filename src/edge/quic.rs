@@ -274,6 +274,11 @@ impl Mesh {
         });
     }
 
+    /// Breaks the link with a peer that sent what it must not; it may dial again.
+    pub fn disconnect(&self, peer: &ServerName, reason: &str) {
+        self.shared.close_links(CloseCode::BadFrame, reason, |link| link.peer == *peer);
+    }
+
     /// Changes to a new certificate and key and makes every link anew with them. Errors: it names another server, or
     /// TLS cannot use it.
     pub fn rotate(&self, credentials: &Credentials) -> Result<(), MeshError> {
