@@ -121,7 +121,10 @@ fn get(name: &str, path: &Path, directory: &DirectoryArgs, session: &mut Session
         }
     }
     if expected != Some(Digest(*blake3::hash(&content).as_bytes())) {
-        return Err(Failure::storage(format!("the content of '{name}' does not match its digest"), "nothing was written"));
+        return Err(Failure::storage(
+            format!("the content of '{name}' does not match its digest"),
+            "nothing was written",
+        ));
     }
     if path.as_os_str() == "-" {
         session.output.bytes(&content)?;

@@ -96,13 +96,7 @@ fn authority(directory: &DirectoryArgs, session: &mut Session) -> Outcome {
     Ok(Answer::Yes)
 }
 
-fn issue(
-    name: &ServerName,
-    out: &Path,
-    validity_ms: u64,
-    directory: &DirectoryArgs,
-    session: &mut Session,
-) -> Outcome {
+fn issue(name: &ServerName, out: &Path, validity_ms: u64, directory: &DirectoryArgs, session: &mut Session) -> Outcome {
     let certificates = CertificateDirectory::new(directory.directory.join("certs"));
     let authority = certificates.load_authority()?.ok_or_else(|| {
         Failure::input(
@@ -133,7 +127,11 @@ fn show(certificate: &CertificateView, session: &mut Session) -> Outcome {
     let output = &mut session.output;
     output.line(format_args!("server       {}", certificate.name))?;
     output.line(format_args!("issued       {}", format_ms(certificate.issued_ms, zone)))?;
-    output.line(format_args!("expires      {} (in {})", format_ms(certificate.expires_ms, zone), format_age(left_ms)))?;
+    output.line(format_args!(
+        "expires      {} (in {})",
+        format_ms(certificate.expires_ms, zone),
+        format_age(left_ms)
+    ))?;
     output.line(format_args!("serial       {}", certificate.serial))?;
     output.line(format_args!("fingerprint  {}", certificate.fingerprint))?;
     Ok(Answer::Yes)

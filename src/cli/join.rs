@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use super::error::{Failure, Outcome};
+use super::error::{Failure, Outcome, Report};
 use super::init::{ServerArgs, create_directory, told};
 use super::{DirectoryArgs, Session, check_new_directory};
-use crate::core::id::ClusterId;
-use crate::edge::certificate::{AuthorityCertificate, CertificateDirectory, Credentials};
+use crate::edge::certificate::CertificateDirectory;
 use crate::edge::config::{Config, Identity, check_listen};
+use crate::edge::join::{JoinError, Joined, join};
+use crate::edge::token::{Token, TokenError};
 
 #[derive(Debug, Args)]
 pub struct JoinArgs {
@@ -28,24 +29,36 @@ pub struct JoinArgs {
 pub fn run(args: JoinArgs, session: &mut Session) -> Outcome {
     let directory = args.directory.directory;
     check_new_directory(&directory)?;
-    let identity = args.server.identity(&directory, vec![args.peer])?;
-    let Joined { authority, credentials } = ask_to_join(&identity, args.peer, &args.token)?;
+    let token: Token = args.token.trim().parse().map_err(|error: TokenError| Failure::Input(Report::of(error)))?;
+    let mut identity = args.server.identity(&directory, Vec::new())?;
     create_directory(&directory)?;
+    let Joined { cluster, ca, credentials, members } = ask_to_join(args.peer, &token, &identity)?;
     let certificates = CertificateDirectory::new(directory.join("certs"));
-    certificates.store_authority(&authority, None)?;
+    certificates.store_authority(&ca, None)?;
     certificates.store_credentials(&credentials)?;
+    let others = members.into_iter().filter(|(name, _)| *name != identity.name).map(|(_, address)| address);
+    identity.peers = others.chain([args.peer]).collect();
+    identity.peers.sort_unstable();
+    identity.peers.dedup();
+    // Last: a directory without settings is no server, whatever was interrupted.
     let config = Config::create(&directory, &identity)?;
-    let cluster: ClusterId = authority.cluster();
     told(&config, &cluster.to_string(), session)
 }
 
-struct Joined {
-    authority: AuthorityCertificate,
-    credentials: Credentials,
-}
-
-/// The seam to `edge::join`.
-fn ask_to_join(identity: &Identity, peer: SocketAddr, token: &str) -> Result<Joined, Failure> {
-    let _ = token;
-    Err(Failure::storage(format!("joining {peer} as {} is not wired yet", identity.name), ""))
+fn ask_to_join(peer: SocketAddr, token: &Token, identity: &Identity) -> Result<Joined, Failure> {
+    let failed = |what: String, hint: &str| Failure::Daemon(Report::new(what, hint));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed(format!("the network cannot be used: {error}"), ""))?;
+    runtime.block_on(join(peer, token, &identity.name, identity.listen)).map_err(|error| {
+        let hint = match &error {
+            JoinError::Unreachable { .. } => {
+                "is its daemon running, and does its firewall let UDP through to that port?"
+            }
+            JoinError::Refused { .. } => "a token is for one server and one time; make another with: p2pdb token",
+            JoinError::Answer { .. } | JoinError::Local(_) => "nothing has changed here; try again",
+        };
+        failed(error.to_string(), hint)
+    })
 }

@@ -72,7 +72,13 @@ struct CommonArgs {
 #[derive(Debug, Clone, Args)]
 struct DirectoryArgs {
     /// The server's directory
-    #[arg(long = "dir", value_name = "DIR", env = "P2PDB_DIR", default_value = "/var/lib/p2pdb", hide_env_values = true)]
+    #[arg(
+        long = "dir",
+        value_name = "DIR",
+        env = "P2PDB_DIR",
+        default_value = "/var/lib/p2pdb",
+        hide_env_values = true
+    )]
     directory: PathBuf,
 }
 

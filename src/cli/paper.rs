@@ -91,7 +91,8 @@ mod tests {
 
     #[test]
     fn what_is_no_change_is_told() {
-        for line in ["", "Group", "Group, Del", "Group, Drop, S2", "../x, Add, a", "Group, Add, ", "Problem, Mod, a, b"] {
+        for line in ["", "Group", "Group, Del", "Group, Drop, S2", "../x, Add, a", "Group, Add, ", "Problem, Mod, a, b"]
+        {
             assert!(parse_change(line).is_err(), "{line}");
         }
         let error = parse_change("Problem, Mod, \"a\", \"b\", c").unwrap_err();
@@ -99,7 +100,8 @@ mod tests {
     }
 
     fn record() -> impl Strategy<Value = Record> {
-        proptest::collection::vec("[^\\p{Cc}]{0,8}", 1..5).prop_filter_map("no record", |fields| Record::new(fields).ok())
+        proptest::collection::vec("[^\\p{Cc}]{0,8}", 1..5)
+            .prop_filter_map("no record", |fields| Record::new(fields).ok())
     }
 
     proptest! {

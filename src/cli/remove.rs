@@ -26,8 +26,7 @@ pub fn run(args: RemoveArgs, session: &mut Session) -> Outcome {
         timeout: std::time::Duration::from_secs(10),
         reason: args.reason.clone(),
     };
-    let request =
-        Request::MemberRemove { name: args.server, on_behalf_of: on_behalf_of(), reason: args.reason };
+    let request = Request::MemberRemove { name: args.server, on_behalf_of: on_behalf_of(), reason: args.reason };
     let edited = edit.submit(&args.directory, &request)?;
     tell(&mut session.output, &edited, edit.timeout)
 }

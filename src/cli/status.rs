@@ -130,8 +130,7 @@ fn members(members: &[MemberStatus], age: &dyn Fn(u64) -> String, output: &mut O
             human_bytes(member.bytes_received),
         ]
     });
-    let headings =
-        ["MEMBER", "ORDER", "ADDRESS", "LINK", "LIFE", "TRIP ms", "LAG", "CLOCK ms", "SENT", "RECEIVED"];
+    let headings = ["MEMBER", "ORDER", "ADDRESS", "LINK", "LIFE", "TRIP ms", "LAG", "CLOCK ms", "SENT", "RECEIVED"];
     output.table(&headings, &[1, 5, 6, 7, 8, 9], rows.collect())?;
     for member in members {
         if let Some(refusal) = &member.last_refusal {

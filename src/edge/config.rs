@@ -87,6 +87,7 @@ pub struct LogConfig {
     pub segment_mib: u64,
     pub keep_live_mib: u64,
     pub keep_live_hours: u64,
+    pub keep_live_mib_max: u64,
     pub archive: Archive,
     pub checkpoint_every_mib: u64,
 }
@@ -209,7 +210,7 @@ pub const KEYS: &[Key] = &[
     key(
         "log",
         "segment_mib",
-        Kind::Integer { min: 1, max: 1024 },
+        Kind::Integer { min: 1, max: 256 },
         "8",
         "Size of one segment file of the log; the file is made this long at once.",
     ),
@@ -226,6 +227,13 @@ pub const KEYS: &[Key] = &[
         Kind::Integer { min: 0, max: 24 * 366 },
         "24",
         "At least this many hours of the newest log stay uncompressed.",
+    ),
+    key(
+        "log",
+        "keep_live_mib_max",
+        Kind::Integer { min: 2, max: 1 << 20 },
+        "1024",
+        "At most this much of the log stays uncompressed, however young it is.",
     ),
     key(
         "log",

@@ -1,0 +1,394 @@
+//! `p2pdb replay`: the files as they were at some point of the log, what changed between two points, and whether a
+//! server's files are what its log says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::Args;
+use jiff::Zoned;
+use serde::Serialize;
+
+use super::error::{Answer, Failure, Outcome};
+use super::log::{Log, Logged};
+use super::output::{Output, Style, progress};
+use super::time::{FORMS, parse_time};
+use super::{DirectoryArgs, Session, files, paper};
+use crate::core::diff::Change;
+use crate::core::entry::Entry;
+use crate::core::id::{EntryId, FileName, Lane};
+use crate::core::merge::{Files, Register, Written};
+use crate::core::oplog::Checkpoint;
+use crate::core::record::Record;
+use crate::core::text::{KeyedChange, Records, difference};
+use crate::edge::control::{Client, ClientError, FileSummary, Request, Response};
+
+/// How often a running server's files are compared anew, for the log goes on meanwhile.
+const CHECK_ATTEMPTS_MAX: usize = 5;
+
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// Servers' directories, log folders, segments or archives
+    #[arg(value_name = "PATH", required_unless_present = "check")]
+    paths: Vec<PathBuf>,
+    /// The files as of a time, or as after this entry
+    #[arg(long, value_name = "TIME|ENTRY")]
+    at: Option<Point>,
+    /// Only this file
+    #[arg(long)]
+    file: Option<FileName>,
+    /// What changed from one point to another
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with = "at")]
+    diff: Option<Vec<Point>>,
+    /// Prove that the files of the server in DIR are what its log says
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["at", "diff"])]
+    check: Option<PathBuf>,
+}
+
+/// A point of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Point {
+    /// Everything that was written up to then, by the clocks of those who wrote it, in ms since the Unix epoch.
+    Time(u64),
+    /// Everything that lies in this log up to this entry, the entry included.
+    Entry(EntryId),
+    End,
+}
+
+impl FromStr for Point {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(id) = text.parse() {
+            return Ok(Point::Entry(id));
+        }
+        parse_time(text, &Zoned::now())
+            .map(Point::Time)
+            .map_err(|_| format!("'{text}' is no entry such as mail:6a91f3c2:12, and no time; write {FORMS}"))
+    }
+}
+
+pub fn run(args: ReplayArgs, session: &mut Session) -> Outcome {
+    if let Some(directory) = args.check {
+        return check(&args.paths, directory, args.file.as_ref(), session);
+    }
+    match args.diff.as_deref() {
+        Some([from, to]) => {
+            let states = fold(Log::open(&args.paths)?, &[from.clone(), to.clone()])?;
+            let [before, after] = states.as_slice() else { unreachable!("one state for each point") };
+            show_difference(before, after, args.file.as_ref(), &mut session.output)?;
+        }
+        _ => {
+            let states = fold(Log::open(&args.paths)?, &[args.at.unwrap_or(Point::End)])?;
+            for state in &states {
+                show_files(state, args.file.as_ref(), &mut session.output)?;
+            }
+        }
+    }
+    Ok(Answer::Yes)
+}
+
+/// The files at each point, in one pass over the log.
+fn fold(log: Log, points: &[Point]) -> Result<Vec<Files>, Failure> {
+    let bar = progress(log.bytes(), "replaying");
+    let mut folds: Vec<Fold> =
+        points.iter().map(|point| Fold::new(point.clone(), log.base())).collect::<Result<_, _>>()?;
+    let mut entries = log.entries(false);
+    while let Some(Logged { sealed, .. }) = entries.next().transpose()? {
+        bar.set_position(entries.bytes_read());
+        folds.iter_mut().try_for_each(|fold| fold.take(sealed.entry()))?;
+    }
+    bar.finish_and_clear();
+    folds.into_iter().map(Fold::finish).collect()
+}
+
+/// The files up to one point.
+struct Fold {
+    point: Point,
+    files: Files,
+    passed: bool,
+}
+
+impl Fold {
+    fn new(point: Point, base: Option<&Checkpoint>) -> Result<Self, Failure> {
+        let Some(base) = base else { return Ok(Self { point, files: Files::default(), passed: false }) };
+        let before_log = match &point {
+            Point::Time(ms) => base.heads.values().any(|head| head.time.wall_ms() > *ms),
+            Point::Entry(id) => base.files.seen().holds(id),
+            Point::End => false,
+        };
+        if before_log {
+            return Err(Failure::input(
+                "this point lies before the beginning of the log, in its checkpoint",
+                "give the archives, too, or the log of a server that still has them",
+            ));
+        }
+        Ok(Self { point, files: base.files.clone(), passed: false })
+    }
+
+    fn take(&mut self, entry: &Entry) -> Result<(), Failure> {
+        let wanted = match &self.point {
+            // Within a stream times grow, so what is taken of it has no gap.
+            Point::Time(ms) => entry.time.wall_ms() <= *ms,
+            Point::Entry(_) => !self.passed,
+            Point::End => true,
+        };
+        let id = &entry.id;
+        let held = self.files.seen().seq(&id.stream);
+        if !wanted || id.seq <= held {
+            self.passed |= matches!(&self.point, Point::Entry(point) if point == id);
+            return Ok(());
+        }
+        if id.seq != held + 1 {
+            if id.stream.lane != Lane::Volatile {
+                return Err(Failure::storage(
+                    format!("the entries {} of {} are missing before {id}", gap(held + 1, id.seq - 1), id.stream),
+                    "give the archives or the other part of the log, too; verify tells what is there",
+                ));
+            }
+            // Retention has dropped volatile entries. What they wrote was written over since, or is lost by intention.
+            let mut seen = self.files.seen().clone();
+            seen.raise(&id.stream, id.seq - 1);
+            self.files = Files::restore(registers(&self.files), seen);
+        }
+        self.files.apply(entry);
+        self.passed |= matches!(&self.point, Point::Entry(point) if point == id);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Files, Failure> {
+        match &self.point {
+            Point::Entry(id) if !self.passed => Err(Failure::input(
+                format!("the entry {id} is not in this log"),
+                "p2pdb dump shows the entries that are",
+            )),
+            _ => Ok(self.files),
+        }
+    }
+}
+
+fn gap(from: u64, to: u64) -> String {
+    if from == to { from.to_string() } else { format!("{from} to {to}") }
+}
+
+fn registers(files: &Files) -> Vec<Written> {
+    let all = files.iter().flat_map(|(name, file)| file.registers().map(move |(key, register)| (name, key, register)));
+    all.map(|(file, key, register)| Written { file: file.clone(), key: key.to_owned(), register: register.clone() })
+        .collect()
+}
+
+fn selected<'a>(files: &'a Files, only: Option<&FileName>) -> BTreeSet<&'a FileName> {
+    files.iter().map(|(name, _)| name).filter(|name| only.is_none_or(|only| only == *name)).collect()
+}
+
+fn show_files(files: &Files, only: Option<&FileName>, output: &mut Output) -> Result<(), Failure> {
+    for (index, name) in selected(files, only).into_iter().enumerate() {
+        let Some(held) = files.file(name) else { continue };
+        if output.is_json() {
+            let records: Vec<&Record> = held.records().map(|(_, record)| record).collect();
+            output.json(&serde_json::json!({
+                "file": name, "digest": held.digest().to_string(), "records": records,
+            }))?;
+            continue;
+        }
+        if only.is_none() {
+            if index > 0 {
+                output.line("")?;
+            }
+            output.line(output.paint(Style::Heading, format_args!("# {name}")))?;
+        }
+        for (_, record) in held.records() {
+            output.line(record)?;
+        }
+    }
+    Ok(())
+}
+
+fn show_difference(before: &Files, after: &Files, only: Option<&FileName>, output: &mut Output) -> Result<(), Failure> {
+    let names: BTreeSet<_> = selected(before, only).into_iter().chain(selected(after, only)).collect();
+    for name in names {
+        for KeyedChange { key, change } in difference(&records(before, name), &records(after, name)) {
+            if output.is_json() {
+                let (kind, before, after) = match &change {
+                    Change::Add(record) => ("add", None, Some(record)),
+                    Change::Del(record) => ("del", Some(record), None),
+                    Change::Mod { before, after } => ("mod", Some(before), Some(after)),
+                };
+                output.json(&serde_json::json!({
+                    "file": name, "key": key, "change": kind, "before": before, "after": after,
+                }))?;
+                continue;
+            }
+            let style = match &change {
+                Change::Add(_) => Style::Added,
+                Change::Del(_) => Style::Deleted,
+                Change::Mod { .. } => Style::Modified,
+            };
+            output.line(output.paint(style, paper::format_change(name, &change)))?;
+        }
+    }
+    Ok(())
+}
+
+fn records(files: &Files, name: &FileName) -> Records {
+    let held = files.file(name).into_iter().flat_map(|file| file.records());
+    held.map(|(key, record)| (key.to_owned(), record.clone())).collect()
+}
+
+/// A register that is not what the log makes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Discrepancy {
+    file: FileName,
+    key: String,
+    /// As printed; `None`: there is none.
+    log: Option<String>,
+    view: Option<String>,
+    /// The values agree, what they build on or the conflicts do not.
+    history: bool,
+}
+
+/// Compares all registers, deleted ones too.
+fn compare(log: &Files, view: &Files, only: Option<&FileName>) -> Vec<Discrepancy> {
+    let names: BTreeSet<_> = selected(log, only).into_iter().chain(selected(view, only)).collect();
+    let mut found = Vec::new();
+    for name in names {
+        let side = |files: &Files| -> BTreeMap<String, Register> {
+            let held = files.file(name).into_iter().flat_map(|file| file.registers());
+            held.map(|(key, register)| (key.to_owned(), register.clone())).collect()
+        };
+        let (in_log, in_view) = (side(log), side(view));
+        let keys: BTreeSet<&String> = in_log.keys().chain(in_view.keys()).collect();
+        for key in keys {
+            // What is announced and has not arrived may differ; what is true may not.
+            let leaves = |side: &BTreeMap<String, Register>| side.get(key).map(|register| register.leaves.clone());
+            let (one, other) = (leaves(&in_log).unwrap_or_default(), leaves(&in_view).unwrap_or_default());
+            if one == other {
+                continue;
+            }
+            let value = |side: &BTreeMap<String, Register>| {
+                side.get(key).and_then(|register| register.value()).map(Record::to_string)
+            };
+            let (log, view) = (value(&in_log), value(&in_view));
+            found.push(Discrepancy { file: name.clone(), key: key.clone(), history: log == view, log, view });
+        }
+    }
+    found
+}
+
+fn check(paths: &[PathBuf], directory: PathBuf, only: Option<&FileName>, session: &mut Session) -> Outcome {
+    let paths = if paths.is_empty() { vec![directory.clone()] } else { paths.to_vec() };
+    let mut attempt = 1;
+    let (found, files) = loop {
+        // The view first: the log then holds at least as much.
+        let view = view_of(&directory)?;
+        let log = fold(Log::open(&paths)?, &[Point::End])?.remove(0);
+        let found = compare(&log, &view.files, only);
+        if found.is_empty() || !view.moves || attempt == CHECK_ATTEMPTS_MAX {
+            break (found, selected(&log, only).len());
+        }
+        attempt += 1;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    };
+    let output = &mut session.output;
+    if output.is_json() {
+        output.json(&serde_json::json!({ "equal": found.is_empty(), "files": files, "different": found }))?;
+    } else if found.is_empty() {
+        output.line(output.paint(Style::Good, format_args!("equal: {files} files are what the log says")))?;
+    } else {
+        for Discrepancy { file, key, log, view, history } in &found {
+            let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "(none)".into());
+            let text = match history {
+                true => format!("{file}: {key}: the value is right, but not what it builds on or its conflicts"),
+                false => format!("{file}: {key}: the log says '{}', the view '{}'", shown(log), shown(view)),
+            };
+            output.line(output.paint(Style::Bad, text))?;
+        }
+        output.line("stop the daemon, move the folder 'view' away and start it again: it is rebuilt from the log")?;
+    }
+    Ok(if found.is_empty() { Answer::Yes } else { Answer::No })
+}
+
+/// The files that a server shows.
+struct View {
+    files: Files,
+    /// A daemon is at work on them.
+    moves: bool,
+}
+
+fn view_of(directory: &Path) -> Result<View, Failure> {
+    match Client::connect(directory) {
+        Ok(client) => Ok(View { files: files_of_daemon(client, directory)?, moves: true }),
+        Err(ClientError::NoDaemon { .. }) => Ok(View { files: stored_view(directory)?, moves: false }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn files_of_daemon(mut client: Client, directory: &Path) -> Result<Files, Failure> {
+    client.set_timeout(Some(super::ANSWER_TIMEOUT))?;
+    let names: Vec<FileName> = match client.call(&Request::FilesList)? {
+        Response::Files(files) => files.into_iter().map(|FileSummary { file, .. }| file).collect(),
+        other => return Err(Failure::of_response(other)),
+    };
+    let directory = DirectoryArgs { directory: directory.to_path_buf() };
+    let mut all = Vec::new();
+    for name in &names {
+        all.extend(registers(&files::fetch(&directory, name)?.files));
+    }
+    Ok(Files::restore(all, Default::default()))
+}
+
+/// The seam to the view of a stopped server.
+fn stored_view(directory: &Path) -> Result<Files, Failure> {
+    Err(Failure::storage(format!("{}: reading the view is not wired yet", directory.display()), ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::log::tests::Author;
+    use super::*;
+
+    fn folded(point: Point, entries: &[std::sync::Arc<crate::core::entry::Sealed>]) -> Result<String, String> {
+        let mut fold = Fold::new(point, None).unwrap();
+        let text = |failure: Failure| failure.report().unwrap().what;
+        entries.iter().try_for_each(|sealed| fold.take(sealed.entry())).map_err(text)?;
+        let files = fold.finish().map_err(text)?;
+        Ok(files.file(&FileName::new("Notes").unwrap()).map(|file| file.text()).unwrap_or_default())
+    }
+
+    #[test]
+    fn points_are_times_and_entries() {
+        let mut author = Author::new("S1");
+        let entries = [author.add("Notes", "a, 1"), author.add("Notes", "b, 2"), author.add("Notes", "c, 3")];
+        assert_eq!(folded(Point::End, &entries).unwrap(), "a, 1\nb, 2\nc, 3\n");
+        assert_eq!(folded(Point::Entry(entries[1].id().clone()), &entries).unwrap(), "a, 1\nb, 2\n");
+        let time = Point::Time(entries[0].entry().time.wall_ms());
+        assert_eq!(folded(time, &entries).unwrap(), "a, 1\n");
+        assert_eq!(folded(Point::Time(0), &entries).unwrap(), "");
+        let unknown = Point::Entry("S9:00000001:1".parse().unwrap());
+        assert!(folded(unknown, &entries).unwrap_err().contains("not in this log"));
+    }
+
+    #[test]
+    fn the_same_entries_twice_are_one_and_a_gap_is_told() {
+        let mut author = Author::new("S1");
+        let entries = [author.add("Notes", "a, 1"), author.add("Notes", "b, 2"), author.add("Notes", "c, 3")];
+        let twice: Vec<_> = entries.iter().chain(&entries).cloned().collect();
+        assert_eq!(folded(Point::End, &twice).unwrap(), "a, 1\nb, 2\nc, 3\n");
+        let gap = [entries[0].clone(), entries[2].clone()];
+        assert!(folded(Point::End, &gap).unwrap_err().starts_with("the entries 2 of S1:"));
+    }
+
+    #[test]
+    fn differences_between_log_and_view_are_found() {
+        let mut author = Author::new("S1");
+        let (first, second) = (author.add("Notes", "a, 1"), author.add("Notes", "b, 2"));
+        let mut log = Files::default();
+        log.apply(first.entry());
+        let mut view = log.clone();
+        assert!(compare(&log, &view, None).is_empty());
+        view.apply(second.entry());
+        let found = compare(&log, &view, None);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].log.as_deref(), found[0].view.as_deref()), (None, Some("b, 2")));
+        assert!(compare(&log, &view, Some(&FileName::new("Group").unwrap())).is_empty());
+    }
+}
