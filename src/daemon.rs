@@ -36,7 +36,7 @@ use crate::edge::frame::SendError;
 use crate::edge::journal::JournalError;
 use crate::edge::lock::{DirectoryLock, LockError};
 use crate::edge::plain_files::{PlainEvent, PlainFiles, SaveId};
-use crate::edge::quic::{Channel, MeshError, MeshEvent};
+use crate::edge::quic::{Channel, MeshError, MeshEvent, WE_ARE_REVOKED};
 use crate::edge::tls::TlsIdentity;
 use crate::edge::view::ViewError;
 use crate::format;
@@ -47,6 +47,7 @@ pub use membership::FOUNDING_FILE;
 
 /// How often what is due now and then is looked at: bundles, changed settings of the mesh.
 const HOUSEKEEPING_US: u64 = 1_000_000;
+const REMOVED_ALARM: &str = "removed";
 /// Records beyond which a file has no plain text.
 const SHOWN_RECORDS_MAX: usize = 100_000;
 /// Making texts may take one part in so many of the time.
@@ -224,6 +225,7 @@ impl Daemon {
         self.next_housekeeping_us = now_us + HOUSEKEEPING_US;
         self.fetch_bundles();
         self.sweep_uploads();
+        self.sweep_tokens();
         self.continue_rotation();
         self.watchers.retain(|(_, changes)| !changes.is_closed());
     }
@@ -342,6 +344,7 @@ impl Daemon {
             MeshEvent::LinkUp { peer, address, version, .. } => {
                 info!(%peer, %address, version, "link up");
                 self.links.entry(peer.clone()).or_default().up(wall_ms());
+                self.clear_alarm(REMOVED_ALARM);
                 self.input(Input::LinkUp { peer });
                 self.fetch_bundles();
             }
@@ -353,6 +356,11 @@ impl Daemon {
             }
             MeshEvent::Refused { peer, address, reason } => {
                 debug!(?peer, %address, reason, "connection refused");
+                if reason == WE_ARE_REVOKED {
+                    let text = "this server has been removed from the group: the others refuse its certificate; \
+                                stop the daemon, or join anew in another directory";
+                    self.raise_alarm(REMOVED_ALARM.into(), text.into());
+                }
                 if let Some(peer) = peer {
                     self.links.entry(peer).or_default().refused(&reason);
                 }
