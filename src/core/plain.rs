@@ -260,6 +260,7 @@ impl PlainFile {
     /// view wrote it is merely out of date. What somebody changed meanwhile has no known base, so it is kept as
     /// `FILE.rejected`, and nothing is guessed. Returns the name of the text that the file holds.
     pub fn begin(&mut self, now_ms: u64, found: Found) -> (TextId, Vec<Action>) {
+        (self.content, self.unsettled) = (None, None);
         let (bytes, untouched) = match found {
             Found::Missing => return (0, self.settle(now_ms)),
             Found::Obstacle(obstacle) => return (0, self.obstacle(now_ms, obstacle)),

@@ -1,1 +1,3 @@
 //! Adapters between the core and the world.
+
+pub mod plain_files;
