@@ -19,3 +19,4 @@ pub mod quic;
 pub mod tls;
 pub mod token;
 pub mod view;
+pub mod plain_files;
