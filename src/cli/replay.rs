@@ -10,8 +10,8 @@ use jiff::Zoned;
 use serde::Serialize;
 
 use super::error::{Answer, Failure, Outcome};
-use super::log::{Log, Logged};
-use super::output::{Output, Style, progress};
+use super::log::{Log, Logged, Piece};
+use super::output::{Output, Style, note, progress};
 use super::time::{FORMS, parse_time};
 use super::{DirectoryArgs, Session, files, paper};
 use crate::core::diff::Change;
@@ -20,7 +20,9 @@ use crate::core::id::{EntryId, FileName, Lane};
 use crate::core::merge::{Files, Register, Written};
 use crate::core::oplog::Checkpoint;
 use crate::core::record::Record;
+use crate::core::schema::Schema;
 use crate::core::text::{KeyedChange, Records, difference};
+use crate::core::version::Vector;
 use crate::edge::control::{Client, ClientError, FileSummary, Request, Response};
 
 /// How often a running server's files are compared anew, for the log goes on meanwhile.
@@ -52,6 +54,8 @@ enum Point {
     Time(u64),
     /// Everything that lies in this log up to this entry, the entry included.
     Entry(EntryId),
+    /// Everything that a vector names.
+    Seen(Vector),
     End,
 }
 
@@ -75,12 +79,12 @@ pub fn run(args: ReplayArgs, session: &mut Session) -> Outcome {
         Some([from, to]) => {
             let states = fold(Log::open(&args.paths)?, &[from.clone(), to.clone()])?;
             let [before, after] = states.as_slice() else { unreachable!("one state for each point") };
-            show_difference(before, after, args.file.as_ref(), &mut session.output)?;
+            show_difference(&before.files, &after.files, args.file.as_ref(), &mut session.output)?;
         }
         _ => {
             let states = fold(Log::open(&args.paths)?, &[args.at.unwrap_or(Point::End)])?;
             for state in &states {
-                show_files(state, args.file.as_ref(), &mut session.output)?;
+                show_files(&state.files, args.file.as_ref(), &mut session.output)?;
             }
         }
     }
@@ -88,81 +92,118 @@ pub fn run(args: ReplayArgs, session: &mut Session) -> Outcome {
 }
 
 /// The files at each point, in one pass over the log.
-fn fold(log: Log, points: &[Point]) -> Result<Vec<Files>, Failure> {
-    let bar = progress(log.bytes(), "replaying");
-    let mut folds: Vec<Fold> =
-        points.iter().map(|point| Fold::new(point.clone(), log.base())).collect::<Result<_, _>>()?;
-    let mut entries = log.entries(false);
-    while let Some(Logged { sealed, .. }) = entries.next().transpose()? {
-        bar.set_position(entries.bytes_read());
-        folds.iter_mut().try_for_each(|fold| fold.take(sealed.entry()))?;
+fn fold(mut log: Log, points: &[Point]) -> Result<Vec<Folded>, Failure> {
+    let bar = progress(0, "replaying");
+    let checkpoints: Vec<Checkpoint> = log.checkpoints().cloned().collect();
+    let mut folds: Vec<Fold> = points.iter().map(|point| Fold::new(point.clone(), &checkpoints)).collect();
+    while let Some(piece) = log.next_piece()? {
+        match piece {
+            Piece::Entry(Logged { sealed, .. }) => folds.iter_mut().try_for_each(|fold| fold.take(sealed.entry()))?,
+            Piece::Damage(damage) => note(damage.text()),
+        }
+        bar.inc(1);
     }
     bar.finish_and_clear();
     folds.into_iter().map(Fold::finish).collect()
 }
 
 /// The files up to one point.
-struct Fold {
+struct Fold<'a> {
     point: Point,
     files: Files,
     passed: bool,
+    /// Hold what the log does not hold any more.
+    checkpoints: &'a [Checkpoint],
+    /// Volatile entries are missing, so volatile files may be, too.
+    volatile_lost: bool,
 }
 
-impl Fold {
-    fn new(point: Point, base: Option<&Checkpoint>) -> Result<Self, Failure> {
-        let Some(base) = base else { return Ok(Self { point, files: Files::default(), passed: false }) };
-        let before_log = match &point {
-            Point::Time(ms) => base.heads.values().any(|head| head.time.wall_ms() > *ms),
-            Point::Entry(id) => base.files.seen().holds(id),
-            Point::End => false,
-        };
-        if before_log {
-            return Err(Failure::input(
-                "this point lies before the beginning of the log, in its checkpoint",
-                "give the archives, too, or the log of a server that still has them",
-            ));
-        }
-        Ok(Self { point, files: base.files.clone(), passed: false })
+/// What came out of a fold.
+struct Folded {
+    files: Files,
+    volatile_lost: bool,
+}
+
+impl<'a> Fold<'a> {
+    fn new(point: Point, checkpoints: &'a [Checkpoint]) -> Self {
+        Self { point, files: Files::default(), passed: false, checkpoints, volatile_lost: false }
     }
 
     fn take(&mut self, entry: &Entry) -> Result<(), Failure> {
+        let id = &entry.id;
         let wanted = match &self.point {
             // Within a stream times grow, so what is taken of it has no gap.
             Point::Time(ms) => entry.time.wall_ms() <= *ms,
             Point::Entry(_) => !self.passed,
+            Point::Seen(vector) => vector.holds(id),
             Point::End => true,
         };
-        let id = &entry.id;
-        let held = self.files.seen().seq(&id.stream);
-        if !wanted || id.seq <= held {
-            self.passed |= matches!(&self.point, Point::Entry(point) if point == id);
-            return Ok(());
+        if wanted && id.seq > self.files.seen().seq(&id.stream) + 1 {
+            self.leap(id)?;
         }
-        if id.seq != held + 1 {
-            if id.stream.lane != Lane::Volatile {
-                return Err(Failure::storage(
-                    format!("the entries {} of {} are missing before {id}", gap(held + 1, id.seq - 1), id.stream),
-                    "give the archives or the other part of the log, too; verify tells what is there",
-                ));
-            }
-            // Retention has dropped volatile entries. What they wrote was written over since, or is lost by intention.
-            let mut seen = self.files.seen().clone();
-            seen.raise(&id.stream, id.seq - 1);
-            self.files = Files::restore(registers(&self.files), seen);
+        if wanted && id.seq > self.files.seen().seq(&id.stream) {
+            self.files.apply(entry);
         }
-        self.files.apply(entry);
         self.passed |= matches!(&self.point, Point::Entry(point) if point == id);
         Ok(())
     }
 
-    fn finish(self) -> Result<Files, Failure> {
-        match &self.point {
-            Point::Entry(id) if !self.passed => Err(Failure::input(
-                format!("the entry {id} is not in this log"),
-                "p2pdb dump shows the entries that are",
-            )),
-            _ => Ok(self.files),
+    /// Goes on where the log lacks the entries before `id`: they are in a checkpoint, or were volatile.
+    fn leap(&mut self, id: &EntryId) -> Result<(), Failure> {
+        let held = self.files.seen().seq(&id.stream);
+        let covers = |checkpoint: &&Checkpoint| checkpoint.files.seen().seq(&id.stream) + 1 >= id.seq;
+        let covering = self.checkpoints.iter().find(covers);
+        if let Some(checkpoint) = covering.filter(|checkpoint| self.may_use(checkpoint, id)) {
+            self.files.merge(&checkpoint.files);
+        } else if id.stream.lane == Lane::Volatile {
+            let mut seen = self.files.seen().clone();
+            seen.raise(&id.stream, id.seq - 1);
+            self.files = Files::restore(registers(&self.files), seen);
+            self.volatile_lost = true;
+        } else if covering.is_some() {
+            return Err(Failure::input(
+                "this point lies before the beginning of the log, in its checkpoint",
+                "give the archives, too, or the log of a server that still has them",
+            ));
+        } else {
+            return Err(Failure::storage(
+                format!("the entries {} of {} are missing before {id}", gap(held + 1, id.seq - 1), id.stream),
+                "give the archives or the other part of the log, too; verify tells what is there",
+            ));
         }
+        Ok(())
+    }
+
+    /// Whether nothing in a checkpoint is behind the point.
+    fn may_use(&self, checkpoint: &Checkpoint, next: &EntryId) -> bool {
+        match &self.point {
+            Point::Time(ms) => checkpoint.heads.values().all(|head| head.time.wall_ms() <= *ms),
+            // What a checkpoint holds came before what the log goes on with.
+            Point::Entry(_) => checkpoint.files.seen().seq(&next.stream) + 1 == next.seq,
+            Point::Seen(_) => false,
+            Point::End => true,
+        }
+    }
+
+    fn finish(mut self) -> Result<Folded, Failure> {
+        match &self.point {
+            Point::Entry(id) if !self.passed => {
+                return Err(Failure::input(
+                    format!("the entry {id} is not in this log"),
+                    "p2pdb dump shows the entries that are",
+                ));
+            }
+            // Streams that have ended, and of which the log holds nothing any more.
+            Point::End => {
+                for checkpoint in self.checkpoints {
+                    if !self.files.seen().covers(checkpoint.files.seen()) {
+                        self.files.merge(&checkpoint.files);
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(Folded { files: self.files, volatile_lost: self.volatile_lost })
     }
 }
 
@@ -281,30 +322,80 @@ fn check(paths: &[PathBuf], directory: PathBuf, only: Option<&FileName>, session
         // The view first: the log then holds at least as much.
         let view = view_of(&directory)?;
         let log = fold(Log::open(&paths)?, &[Point::End])?.remove(0);
-        let found = compare(&log, &view.files, only);
+        let found = compare(&log.files, &view.files, only);
         if found.is_empty() || !view.moves || attempt == CHECK_ATTEMPTS_MAX {
-            break (found, selected(&log, only).len());
+            break (found, selected(&log.files, only).len());
         }
         attempt += 1;
         std::thread::sleep(std::time::Duration::from_millis(200));
     };
+    let in_checkpoint = check_checkpoints(&paths, only)?;
+    let equal = found.is_empty() && in_checkpoint.as_ref().is_none_or(Vec::is_empty);
     let output = &mut session.output;
     if output.is_json() {
-        output.json(&serde_json::json!({ "equal": found.is_empty(), "files": files, "different": found }))?;
-    } else if found.is_empty() {
-        output.line(output.paint(Style::Good, format_args!("equal: {files} files are what the log says")))?;
-    } else {
-        for Discrepancy { file, key, log, view, history } in &found {
-            let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "(none)".into());
-            let text = match history {
-                true => format!("{file}: {key}: the value is right, but not what it builds on or its conflicts"),
-                false => format!("{file}: {key}: the log says '{}', the view '{}'", shown(log), shown(view)),
-            };
-            output.line(output.paint(Style::Bad, text))?;
-        }
+        output.json(&serde_json::json!({
+            "equal": equal, "files": files, "different": found, "checkpoint_different": in_checkpoint,
+        }))?;
+        return Ok(if equal { Answer::Yes } else { Answer::No });
+    }
+    tell_discrepancies("the view", &found, output)?;
+    tell_discrepancies("the checkpoint", in_checkpoint.as_deref().unwrap_or_default(), output)?;
+    if !found.is_empty() {
         output.line("stop the daemon, move the folder 'view' away and start it again: it is rebuilt from the log")?;
     }
-    Ok(if found.is_empty() { Answer::Yes } else { Answer::No })
+    if in_checkpoint.as_ref().is_some_and(|found| !found.is_empty()) {
+        output.line(
+            "the checkpoint is not what the log says: keep a copy of the directory, and have this server join anew",
+        )?;
+    }
+    if equal {
+        let checkpoint = match in_checkpoint {
+            Some(_) => ", and so is the checkpoint",
+            None => "; there is no checkpoint, or the log does not reach back behind it",
+        };
+        output
+            .line(output.paint(Style::Good, format_args!("equal: {files} files are what the log says{checkpoint}")))?;
+    }
+    Ok(if equal { Answer::Yes } else { Answer::No })
+}
+
+/// Compares the newest checkpoint of each folder with what the entries that it has seen make; `None` if they are not all there.
+fn check_checkpoints(paths: &[PathBuf], only: Option<&FileName>) -> Result<Option<Vec<Discrepancy>>, Failure> {
+    let log = Log::open(paths)?;
+    let checkpoints: Vec<Checkpoint> = log.checkpoints().cloned().collect();
+    if checkpoints.is_empty() {
+        return Ok(None);
+    }
+    let points: Vec<Point> = checkpoints.iter().map(|found| Point::Seen(found.files.seen().clone())).collect();
+    let Ok(folded) = fold(log, &points) else { return Ok(None) };
+    let mut found = Vec::new();
+    for (checkpoint, Folded { files, mut volatile_lost }) in checkpoints.iter().zip(folded) {
+        let missing = checkpoint.files.seen().iter().filter(|(stream, seq)| files.seen().seq(stream) < *seq);
+        for (stream, _) in missing {
+            if stream.lane != Lane::Volatile {
+                return Ok(None);
+            }
+            volatile_lost = true;
+        }
+        found.extend(
+            compare(&files, &checkpoint.files, only)
+                .into_iter()
+                .filter(|discrepancy| !(volatile_lost && Schema::is_volatile(&discrepancy.file))),
+        );
+    }
+    Ok(Some(found))
+}
+
+fn tell_discrepancies(what: &str, found: &[Discrepancy], output: &mut Output) -> Result<(), Failure> {
+    for Discrepancy { file, key, log, view, history } in found {
+        let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "(none)".into());
+        let text = match history {
+            true => format!("{file}: {key}: the value in {what} is right, but not what it builds on or its conflicts"),
+            false => format!("{file}: {key}: the log says '{}', {what} '{}'", shown(log), shown(view)),
+        };
+        output.line(output.paint(Style::Bad, text))?;
+    }
+    Ok(())
 }
 
 /// The files that a server shows.
@@ -347,10 +438,10 @@ mod tests {
     use super::*;
 
     fn folded(point: Point, entries: &[std::sync::Arc<crate::core::entry::Sealed>]) -> Result<String, String> {
-        let mut fold = Fold::new(point, None).unwrap();
+        let mut fold = Fold::new(point, &[]);
         let text = |failure: Failure| failure.report().unwrap().what;
         entries.iter().try_for_each(|sealed| fold.take(sealed.entry())).map_err(text)?;
-        let files = fold.finish().map_err(text)?;
+        let files = fold.finish().map_err(text)?.files;
         Ok(files.file(&FileName::new("Notes").unwrap()).map(|file| file.text()).unwrap_or_default())
     }
 
