@@ -14,7 +14,4 @@ pub mod log_reader;
 pub mod quic;
 pub mod tls;
 pub mod token;
-pub mod journal;
-pub mod lock;
-pub mod log_reader;
 pub mod view;
