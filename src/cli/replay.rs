@@ -1,32 +1,28 @@
 //! `p2pdb replay`: the files as they were at some point of the log, what changed between two points, and whether a
 //! server's files are what its log says.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+mod check;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
 use jiff::Zoned;
-use serde::Serialize;
 
 use super::error::{Answer, Failure, Outcome};
 use super::log::{Log, Logged, Piece};
 use super::output::{Output, Style, note, progress};
 use super::time::{FORMS, parse_time};
-use super::{DirectoryArgs, Session, files, paper};
+use super::{Session, paper};
 use crate::core::diff::Change;
 use crate::core::entry::Entry;
 use crate::core::id::{EntryId, FileName, Lane};
-use crate::core::merge::{Files, Register, Written};
+use crate::core::merge::{Files, Written};
 use crate::core::oplog::Checkpoint;
 use crate::core::record::Record;
-use crate::core::schema::Schema;
 use crate::core::text::{KeyedChange, Records, difference};
 use crate::core::version::Vector;
-use crate::edge::control::{Client, ClientError, FileSummary, Request, Response};
-
-/// How often a running server's files are compared anew, for the log goes on meanwhile.
-const CHECK_ATTEMPTS_MAX: usize = 5;
 
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
@@ -54,8 +50,11 @@ enum Point {
     Time(u64),
     /// Everything that lies in this log up to this entry, the entry included.
     Entry(EntryId),
-    /// Everything that a vector names.
-    Seen(Vector),
+    /// Everything that a vector names, from the entries themselves or from a checkpoint within it.
+    Seen {
+        vector: Vector,
+        from_checkpoints: bool,
+    },
     End,
 }
 
@@ -73,7 +72,7 @@ impl FromStr for Point {
 
 pub fn run(args: ReplayArgs, session: &mut Session) -> Outcome {
     if let Some(directory) = args.check {
-        return check(&args.paths, directory, args.file.as_ref(), session);
+        return check::check(&args.paths, directory, args.file.as_ref(), session);
     }
     match args.diff.as_deref() {
         Some([from, to]) => {
@@ -135,7 +134,7 @@ impl<'a> Fold<'a> {
             // Within a stream times grow, so what is taken of it has no gap.
             Point::Time(ms) => entry.time.wall_ms() <= *ms,
             Point::Entry(_) => !self.passed,
-            Point::Seen(vector) => vector.holds(id),
+            Point::Seen { vector, .. } => vector.holds(id),
             Point::End => true,
         };
         if wanted && id.seq > self.files.seen().seq(&id.stream) + 1 {
@@ -180,8 +179,16 @@ impl<'a> Fold<'a> {
             Point::Time(ms) => checkpoint.heads.values().all(|head| head.time.wall_ms() <= *ms),
             // What a checkpoint holds came before what the log goes on with.
             Point::Entry(_) => checkpoint.files.seen().seq(&next.stream) + 1 == next.seq,
-            Point::Seen(_) => false,
+            Point::Seen { vector, from_checkpoints } => *from_checkpoints && vector.covers(checkpoint.files.seen()),
             Point::End => true,
+        }
+    }
+
+    fn merge_checkpoints(&mut self, may_use: impl Fn(&Checkpoint) -> bool) {
+        for checkpoint in self.checkpoints {
+            if may_use(checkpoint) && !self.files.seen().covers(checkpoint.files.seen()) {
+                self.files.merge(&checkpoint.files);
+            }
         }
     }
 
@@ -194,12 +201,10 @@ impl<'a> Fold<'a> {
                 ));
             }
             // Streams that have ended, and of which the log holds nothing any more.
-            Point::End => {
-                for checkpoint in self.checkpoints {
-                    if !self.files.seen().covers(checkpoint.files.seen()) {
-                        self.files.merge(&checkpoint.files);
-                    }
-                }
+            Point::End => self.merge_checkpoints(|_| true),
+            Point::Seen { vector, from_checkpoints: true } => {
+                let vector = vector.clone();
+                self.merge_checkpoints(|checkpoint| vector.covers(checkpoint.files.seen()));
             }
             _ => {}
         }
@@ -275,163 +280,6 @@ fn records(files: &Files, name: &FileName) -> Records {
     held.map(|(key, record)| (key.to_owned(), record.clone())).collect()
 }
 
-/// A register that is not what the log makes of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Discrepancy {
-    file: FileName,
-    key: String,
-    /// As printed; `None`: there is none.
-    log: Option<String>,
-    view: Option<String>,
-    /// The values agree, what they build on or the conflicts do not.
-    history: bool,
-}
-
-/// Compares all registers, deleted ones too.
-fn compare(log: &Files, view: &Files, only: Option<&FileName>) -> Vec<Discrepancy> {
-    let names: BTreeSet<_> = selected(log, only).into_iter().chain(selected(view, only)).collect();
-    let mut found = Vec::new();
-    for name in names {
-        let side = |files: &Files| -> BTreeMap<String, Register> {
-            let held = files.file(name).into_iter().flat_map(|file| file.registers());
-            held.map(|(key, register)| (key.to_owned(), register.clone())).collect()
-        };
-        let (in_log, in_view) = (side(log), side(view));
-        let keys: BTreeSet<&String> = in_log.keys().chain(in_view.keys()).collect();
-        for key in keys {
-            // What is announced and has not arrived may differ; what is true may not.
-            let leaves = |side: &BTreeMap<String, Register>| side.get(key).map(|register| register.leaves.clone());
-            let (one, other) = (leaves(&in_log).unwrap_or_default(), leaves(&in_view).unwrap_or_default());
-            if one == other {
-                continue;
-            }
-            let value = |side: &BTreeMap<String, Register>| {
-                side.get(key).and_then(|register| register.value()).map(Record::to_string)
-            };
-            let (log, view) = (value(&in_log), value(&in_view));
-            found.push(Discrepancy { file: name.clone(), key: key.clone(), history: log == view, log, view });
-        }
-    }
-    found
-}
-
-fn check(paths: &[PathBuf], directory: PathBuf, only: Option<&FileName>, session: &mut Session) -> Outcome {
-    let paths = if paths.is_empty() { vec![directory.clone()] } else { paths.to_vec() };
-    let mut attempt = 1;
-    let (found, files) = loop {
-        // The view first: the log then holds at least as much.
-        let view = view_of(&directory)?;
-        let log = fold(Log::open(&paths)?, &[Point::End])?.remove(0);
-        let found = compare(&log.files, &view.files, only);
-        if found.is_empty() || !view.moves || attempt == CHECK_ATTEMPTS_MAX {
-            break (found, selected(&log.files, only).len());
-        }
-        attempt += 1;
-        std::thread::sleep(std::time::Duration::from_millis(200));
-    };
-    let in_checkpoint = check_checkpoints(&paths, only)?;
-    let equal = found.is_empty() && in_checkpoint.as_ref().is_none_or(Vec::is_empty);
-    let output = &mut session.output;
-    if output.is_json() {
-        output.json(&serde_json::json!({
-            "equal": equal, "files": files, "different": found, "checkpoint_different": in_checkpoint,
-        }))?;
-        return Ok(if equal { Answer::Yes } else { Answer::No });
-    }
-    tell_discrepancies("the view", &found, output)?;
-    tell_discrepancies("the checkpoint", in_checkpoint.as_deref().unwrap_or_default(), output)?;
-    if !found.is_empty() {
-        output.line("stop the daemon, move the folder 'view' away and start it again: it is rebuilt from the log")?;
-    }
-    if in_checkpoint.as_ref().is_some_and(|found| !found.is_empty()) {
-        output.line(
-            "the checkpoint is not what the log says: keep a copy of the directory, and have this server join anew",
-        )?;
-    }
-    if equal {
-        let checkpoint = match in_checkpoint {
-            Some(_) => ", and so is the checkpoint",
-            None => "; there is no checkpoint, or the log does not reach back behind it",
-        };
-        output
-            .line(output.paint(Style::Good, format_args!("equal: {files} files are what the log says{checkpoint}")))?;
-    }
-    Ok(if equal { Answer::Yes } else { Answer::No })
-}
-
-/// Compares the newest checkpoint of each folder with what the entries that it has seen make; `None` if they are not all there.
-fn check_checkpoints(paths: &[PathBuf], only: Option<&FileName>) -> Result<Option<Vec<Discrepancy>>, Failure> {
-    let log = Log::open(paths)?;
-    let checkpoints: Vec<Checkpoint> = log.checkpoints().cloned().collect();
-    if checkpoints.is_empty() {
-        return Ok(None);
-    }
-    let points: Vec<Point> = checkpoints.iter().map(|found| Point::Seen(found.files.seen().clone())).collect();
-    let Ok(folded) = fold(log, &points) else { return Ok(None) };
-    let mut found = Vec::new();
-    for (checkpoint, Folded { files, mut volatile_lost }) in checkpoints.iter().zip(folded) {
-        let missing = checkpoint.files.seen().iter().filter(|(stream, seq)| files.seen().seq(stream) < *seq);
-        for (stream, _) in missing {
-            if stream.lane != Lane::Volatile {
-                return Ok(None);
-            }
-            volatile_lost = true;
-        }
-        found.extend(
-            compare(&files, &checkpoint.files, only)
-                .into_iter()
-                .filter(|discrepancy| !(volatile_lost && Schema::is_volatile(&discrepancy.file))),
-        );
-    }
-    Ok(Some(found))
-}
-
-fn tell_discrepancies(what: &str, found: &[Discrepancy], output: &mut Output) -> Result<(), Failure> {
-    for Discrepancy { file, key, log, view, history } in found {
-        let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "(none)".into());
-        let text = match history {
-            true => format!("{file}: {key}: the value in {what} is right, but not what it builds on or its conflicts"),
-            false => format!("{file}: {key}: the log says '{}', {what} '{}'", shown(log), shown(view)),
-        };
-        output.line(output.paint(Style::Bad, text))?;
-    }
-    Ok(())
-}
-
-/// The files that a server shows.
-struct View {
-    files: Files,
-    /// A daemon is at work on them.
-    moves: bool,
-}
-
-fn view_of(directory: &Path) -> Result<View, Failure> {
-    match Client::connect(directory) {
-        Ok(client) => Ok(View { files: files_of_daemon(client, directory)?, moves: true }),
-        Err(ClientError::NoDaemon { .. }) => Ok(View { files: stored_view(directory)?, moves: false }),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn files_of_daemon(mut client: Client, directory: &Path) -> Result<Files, Failure> {
-    client.set_timeout(Some(super::ANSWER_TIMEOUT))?;
-    let names: Vec<FileName> = match client.call(&Request::FilesList)? {
-        Response::Files(files) => files.into_iter().map(|FileSummary { file, .. }| file).collect(),
-        other => return Err(Failure::of_response(other)),
-    };
-    let directory = DirectoryArgs { directory: directory.to_path_buf() };
-    let mut all = Vec::new();
-    for name in &names {
-        all.extend(registers(&files::fetch(&directory, name)?.files));
-    }
-    Ok(Files::restore(all, Default::default()))
-}
-
-/// The seam to the view of a stopped server.
-fn stored_view(directory: &Path) -> Result<Files, Failure> {
-    Err(Failure::storage(format!("{}: reading the view is not wired yet", directory.display()), ""))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::log::tests::Author;
@@ -466,20 +314,5 @@ mod tests {
         assert_eq!(folded(Point::End, &twice).unwrap(), "a, 1\nb, 2\nc, 3\n");
         let gap = [entries[0].clone(), entries[2].clone()];
         assert!(folded(Point::End, &gap).unwrap_err().starts_with("the entries 2 of S1:"));
-    }
-
-    #[test]
-    fn differences_between_log_and_view_are_found() {
-        let mut author = Author::new("S1");
-        let (first, second) = (author.add("Notes", "a, 1"), author.add("Notes", "b, 2"));
-        let mut log = Files::default();
-        log.apply(first.entry());
-        let mut view = log.clone();
-        assert!(compare(&log, &view, None).is_empty());
-        view.apply(second.entry());
-        let found = compare(&log, &view, None);
-        assert_eq!(found.len(), 1);
-        assert_eq!((found[0].log.as_deref(), found[0].view.as_deref()), (None, Some("b, 2")));
-        assert!(compare(&log, &view, Some(&FileName::new("Group").unwrap())).is_empty());
     }
 }

@@ -8,6 +8,7 @@ pub mod io;
 pub mod lifecycle;
 pub mod merge;
 pub mod oplog;
+pub mod plain;
 pub mod priority;
 pub mod record;
 pub mod schema;

@@ -11,6 +11,7 @@ pub mod journal;
 mod link;
 pub mod lock;
 pub mod log_reader;
+pub mod plain_files;
 pub mod quic;
 pub mod tls;
 pub mod token;
