@@ -433,6 +433,15 @@ mod tests {
         assert_eq!(Request::decode(&expected).unwrap().encode(), expected);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn decoding_never_panics(tail in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = Request::decode(&[&REQUEST_MAGIC[..], &[1, 0], &tail].concat());
+            let _ = Answer::decode(&[&ANSWER_MAGIC[..], &[1, 0, 0], &tail].concat());
+            let _ = Answer::decode(&[&ANSWER_MAGIC[..], &[1, 0, 1], &tail].concat());
+        }
+    }
+
     #[test]
     fn messages_read_as_written_and_nothing_shorter_or_longer_does() {
         let certificate = |byte| CertificateDer::from(vec![byte; 10]);
