@@ -19,4 +19,3 @@ pub mod quic;
 pub mod tls;
 pub mod token;
 pub mod view;
-pub mod plain_files;
