@@ -21,7 +21,7 @@ class Processes:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: dict[subprocess.Popen[bytes], str] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(
@@ -42,7 +42,7 @@ class Processes:
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
-        self._running.append(process)
+        self._running[process] = name
         return process
 
     def lines(
@@ -59,13 +59,13 @@ class Processes:
             process = subprocess.Popen(
                 _command(argv, server), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
-        self._running.append(process)
+        self._running[process] = name
         try:
             self._read_lines(name, process, time.monotonic() + timeout, each)
         finally:
             self.stop(process)
         if process.returncode != 0:
-            raise RigError(f"{name} ended with {process.returncode}: {self.tail(name)}")
+            raise RigError(f"{name} ended with {process.returncode}: {self._tail(name)}")
 
     def run(self, argv: list[str], *, server: int | None = None, timeout: float = 30) -> str:
         """Runs a short command and returns what it printed."""
@@ -83,8 +83,7 @@ class Processes:
 
     def stop(self, process: subprocess.Popen[bytes], grace: float = 3) -> None:
         """Ends one process group: asked first, then killed."""
-        if process in self._running:
-            self._running.remove(process)
+        self._running.pop(process, None)
         for signum, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, 5)):
             if process.poll() is None:
                 _signal_group(process.pid, signum)
@@ -100,11 +99,18 @@ class Processes:
         for process in list(reversed(self._running)):
             self.stop(process)
 
-    def check_alive(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        if process.poll() is not None:
-            raise RigError(f"{name} ended with {process.returncode} instead of running: {self.tail(name)}")
+    def wait_until(self, what: str, ready: Callable[[], bool], timeout: float, pause: float = 0.2) -> None:
+        """Waits for `ready`, bounded; fails at once when one of the daemons ends."""
+        deadline = time.monotonic() + timeout
+        while not ready():
+            for process, name in self._running.items():
+                if process.poll() is not None:
+                    raise RigError(f"{name} ended with {process.returncode} instead of running: {self._tail(name)}")
+            if time.monotonic() > deadline:
+                raise RigError(f"{what}: not within {timeout:.0f} s")
+            time.sleep(pause)
 
-    def tail(self, name: str, count: int = 3) -> str:
+    def _tail(self, name: str, count: int = 3) -> str:
         """The last lines a process printed, for error texts."""
         lines = self._log(name).read_text(errors="replace").splitlines()
         return " | ".join(lines[-count:]) or "it printed nothing"
@@ -121,7 +127,7 @@ class Processes:
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                raise RigError(f"{name} was not done in time and was ended: {self.tail(name)}")
+                raise RigError(f"{name} was not done in time and was ended: {self._tail(name)}")
             chunk = os.read(descriptor, 65536)
             if not chunk:
                 process.wait(10)
@@ -129,15 +135,6 @@ class Processes:
             *lines, pending = (pending + chunk).split(b"\n")
             for line in lines:
                 each(line.decode(errors="replace"))
-
-
-def wait_until(what: str, ready: Callable[[], bool], timeout: float, pause: float = 0.1) -> None:
-    """Waits for `ready`, bounded."""
-    deadline = time.monotonic() + timeout
-    while not ready():
-        if time.monotonic() > deadline:
-            raise RigError(f"{what}: not within {timeout:.0f} s")
-        time.sleep(pause)
 
 
 def _command(argv: list[str], server: int | None) -> list[str]:
