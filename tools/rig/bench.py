@@ -12,6 +12,7 @@ from .measure import Idle, Latency, Rate, Results, idle_cost
 from .processes import Processes
 from .progress import Progress
 
+MEMORY = Path("/dev/shm/p2pdb-rig")
 NATIVE = Path(__file__).parent / "native"
 
 
@@ -52,12 +53,19 @@ class Bench:
             yield
         finally:
             self.processes.stop_all()
+            shutil.rmtree(MEMORY, ignore_errors=True)
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir()
 
     def room(self, server: int, part: str = "") -> Path:
         """The folder of one server, on the disk that all systems use."""
         path = self.work / f"s{server}" / part
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def memory_room(self, server: int) -> Path:
+        """A folder of one server in memory (tmpfs), for what p2pdb keeps there by default."""
+        path = MEMORY / f"s{server}"
         path.mkdir(parents=True, exist_ok=True)
         return path
 

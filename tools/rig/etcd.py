@@ -12,7 +12,6 @@ import subprocess
 
 from . import namespaces, packages
 from .bench import Bench, tool
-from .errors import RigError
 from .namespaces import address, place
 
 PACKAGES = ["etcd-server", "etcd-client", "libnghttp2-dev", "gcc", "libc6-dev"]
@@ -49,7 +48,7 @@ def _make_first_leader(bench: Bench) -> None:
     bench.processes.wait_until("etcd: three members with a leader", lambda: _leader(bench) is not None, 60)
     if _leader(bench) == 1:
         return
-    status = _status(bench)
+    status = json.loads(_ask_status(bench) or "[]")
     first = next(one["Status"]["header"]["member_id"] for one in status if address(1) in one["Endpoint"])
     leader = _leader(bench)
     argv = [tool("etcdctl"), "--endpoints", f"http://{address(leader or 1)}:2379", "move-leader", f"{first:x}"]
@@ -59,10 +58,10 @@ def _make_first_leader(bench: Bench) -> None:
 
 def _leader(bench: Bench) -> int | None:
     """The member that all members hold for the leader."""
-    try:
-        status = _status(bench)
-    except RigError:
+    answer = _ask_status(bench)
+    if answer is None:
         return None
+    status = json.loads(answer)
     leaders = {one["Status"]["leader"] for one in status}
     if len(leaders) != 1 or len(status) != len(MEMBERS):
         return None
@@ -72,10 +71,10 @@ def _leader(bench: Bench) -> int | None:
     return None
 
 
-def _status(bench: Bench) -> list[dict]:
+def _ask_status(bench: Bench) -> str | None:
     endpoints = ",".join(f"http://{address(member)}:2379" for member in MEMBERS)
     argv = [tool("etcdctl"), "--endpoints", endpoints, "endpoint", "status", "--write-out", "json"]
-    return json.loads(bench.processes.run(argv, server=1))
+    return bench.processes.answer(argv, server=1)
 
 
 def _clients() -> list[str]:

@@ -31,13 +31,14 @@ class Processes:
         *,
         server: int | None = None,
         environment: dict[str, str] | None = None,
+        output: Path | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Starts a daemon, in the namespace of `server` when one is given."""
-        with open(self._log(name), "ab") as log:
+        """Starts a daemon, in the namespace of `server` when one is given; what it prints goes to its log or `output`."""
+        with open(self._log(name), "ab") as log, open(output or self._log(name), "ab") as out:
             process = subprocess.Popen(
                 _command(argv, server),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=out,
                 stderr=log,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
@@ -80,6 +81,13 @@ class Processes:
         if result.returncode != 0:
             raise RigError(f"'{' '.join(argv)}' ended with {result.returncode}: {result.stderr.strip()[-400:]}")
         return result.stdout
+
+    def answer(self, argv: list[str], *, server: int | None = None, timeout: float = 30) -> str | None:
+        """What a short command printed, or nothing when it failed: for asking whether something is up already."""
+        try:
+            return self.run(argv, server=server, timeout=timeout)
+        except RigError:
+            return None
 
     def stop(self, process: subprocess.Popen[bytes], grace: float = 3) -> None:
         """Ends one process group: asked first, then killed."""

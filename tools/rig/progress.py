@@ -9,13 +9,14 @@ class Progress:
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
         self._what = ""
+        self.prefix = ""
 
     def phase(self, what: str) -> None:
         self._what = what
-        self._show(what)
+        self._show(f"{self.prefix}{what}")
 
     def count(self, done: int, total: int) -> None:
-        self._show(f"{self._what}: {done}/{total}")
+        self._show(f"{self.prefix}{self._what}: {done}/{total}")
 
     def clear(self) -> None:
         self._show("")

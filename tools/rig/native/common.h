@@ -27,6 +27,7 @@
 #define SECOND 1000000000ULL
 #define MILLISECOND 1000000ULL
 #define EDIT_BYTES 200
+#define WARM_UP 10 /* edits at the start of a latency measurement that are not reported */
 
 struct place {
     char *namespace;

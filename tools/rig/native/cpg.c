@@ -85,11 +85,11 @@ static bool complete(void) {
 }
 
 static void measure_latency(uint64_t count, uint64_t interval) {
-    for (uint64_t i = 1; i <= count; i++) {
+    for (uint64_t i = 1; i <= count + WARM_UP; i++) {
         uint64_t start = now_ns();
         while (!send_one()) dispatch("room for a message");
         while (everywhere() < i) dispatch("a message");
-        emit_sample(start, now_ns());
+        if (i > WARM_UP) emit_sample(start, now_ns());
         sleep_until(start + interval);
     }
 }

@@ -265,12 +265,12 @@ static void wait_for(bool (*reached)(void), const char *what) {
 }
 
 static void measure_latency(long count, uint64_t interval) {
-    for (long i = 0; i < count; i++) {
+    for (long i = 0; i < count + WARM_UP; i++) {
         uint64_t start = now_ns();
         start_put();
         flush(putter);
         wait_for(all_watchers_have_everything, "an event");
-        emit_sample(start, now_ns());
+        if (i >= WARM_UP) emit_sample(start, now_ns());
         wait_for(everything_answered, "an answer to a put");
         sleep_until(start + interval);
     }

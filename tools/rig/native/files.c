@@ -4,7 +4,8 @@
  * folders inotify cannot see into (NFS), looks every POLL_US microseconds.
  *
  * files COUNT GAP_MS POLL_US FILE FOLDER...   POLL_US 0 means inotify; the edit happens in the first folder; the
- *                                             next edit follows GAP_MS after all folders have the last
+ *                                             next edit follows one to two GAP_MS after all folders have the
+ *                                             last (by chance, so that no timer of the system is kept in step)
  * A save is: open for append, one line, close. The line is a record with a key of its own. The first save is for warming
  * up and is not reported.
  */
@@ -94,7 +95,7 @@ int main(int argc, char **argv) {
         }
         uint64_t done = now_ns();
         if (i > 0) emit_sample(start, done);
-        sleep_until(done + gap);
+        sleep_until(done + gap + gap * ((uint64_t)random() % 1000) / 1000);
     }
     return 0;
 }

@@ -5,6 +5,7 @@
  *
  * floor MODE COUNT INTERVAL_MS DIR PLACE...     the first place is server 1
  *   MODE chain    the whole of it, files grow by appending
+ *        tell     the whole of it, but server 1 sends before it appends, so that all six sync at the same time
  *        ahead    the whole of it, files allocated and zero-filled ahead of time
  *        disk     only the append and fdatasync on server 1
  *        network  only the five round trips
@@ -20,7 +21,7 @@
 #define PORT 7700
 #define MOST_PLACES 64
 
-static bool use_disk, use_network, fill_ahead;
+static bool use_disk, use_network, fill_ahead, tell_first;
 static pid_t responders[MOST_PLACES];
 static int responder_count;
 
@@ -38,7 +39,7 @@ static int open_log(const char *directory, int server, long count) {
     if (file < 0) die("cannot create %s", path);
     if (fill_ahead) {
         char zeros[EDIT_BYTES] = {0};
-        for (long i = 0; i < count; i++)
+        for (long i = 0; i < count + WARM_UP; i++)
             if (write(file, zeros, sizeof zeros) != sizeof zeros) die("cannot fill %s", path);
         if (lseek(file, 0, SEEK_SET) != 0) die("cannot rewind %s", path);
     }
@@ -77,6 +78,7 @@ int main(int argc, char **argv) {
     if (argc < 7 || argc > 5 + MOST_PLACES) die("floor MODE COUNT INTERVAL_MS DIR PLACE...");
     const char *mode = argv[1];
     fill_ahead = !strcmp(mode, "ahead");
+    tell_first = !strcmp(mode, "tell");
     use_disk = strcmp(mode, "network") != 0;
     use_network = strcmp(mode, "disk") != 0;
     long count = number(argv[2], 1, 1000000);
@@ -107,17 +109,18 @@ int main(int argc, char **argv) {
     int descriptor = open_socket(&first), file = open_log(argv[4], 1, count);
     char edit[EDIT_BYTES], answer;
     memset(edit, 'x', sizeof edit);
-    for (long i = 0; i < count; i++) {
+    for (long i = 0; i < count + WARM_UP; i++) {
         uint64_t start = now_ns();
-        append(file, edit);
+        if (!tell_first) append(file, edit);
         if (use_network) {
             for (int p = 0; p < others; p++)
                 sendto(descriptor, edit, sizeof edit, 0, (struct sockaddr *)&peers[p], sizeof peers[p]);
+            if (tell_first) append(file, edit);
             for (int p = 0; p < others; p++)
                 if (recv(descriptor, &answer, 1, 0) != 1) die("a server did not answer within 10 s");
         }
         uint64_t done = now_ns();
-        emit_sample(start, done);
+        if (i >= WARM_UP) emit_sample(start, done);
         sleep_until(start + interval);
     }
     return 0;

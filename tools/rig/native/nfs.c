@@ -1,7 +1,8 @@
 /* NFS clients without a cache, in user space (libnfs): the best that NFS can do.
  *
  * Server 1 writes the number of the edit into a file and commits it to disk; five clients, each in its own namespace,
- * read the file over NFS every POLL_US microseconds. A sample ends when all five have read the number.
+ * read the file over NFS every POLL_US microseconds. A sample ends when all five have read the number and the
+ * writer has the server's word that it is on disk.
  *
  * nfs COUNT INTERVAL_MS POLL_US EXPORT NFS_VERSION PLACE...   the first place is the writer and the file server
  */
@@ -82,7 +83,9 @@ int main(int argc, char **argv) {
     struct nfs_context *nfs = mount_export(&first, first.address, argv[4], version);
     struct nfsfh *file;
     uint8_t edit[EDIT_BYTES] = {0};
-    if (nfs_creat(nfs, "/edit", 0644, &file) != 0) die("nfs create: %s", nfs_get_error(nfs));
+    if (nfs_creat(nfs, "/edit", 0644, &file) != 0 || nfs_close(nfs, file) != 0 ||
+        nfs_open(nfs, "/edit", O_RDWR, &file) != 0)
+        die("nfs create: %s", nfs_get_error(nfs));
     if (nfs_pwrite(nfs, file, 0, sizeof edit, edit) != sizeof edit) die("nfs write: %s", nfs_get_error(nfs));
     atexit(end_readers);
     for (int i = 0; i < others; i++) {
@@ -97,13 +100,14 @@ int main(int argc, char **argv) {
         readers[reader_count++] = child;
     }
 
-    for (uint64_t i = 1; i <= count + 1; i++) {
+    for (uint64_t i = 1; i <= count + WARM_UP; i++) {
         memcpy(edit, &i, sizeof i);
         uint64_t start = now_ns();
         if (nfs_pwrite(nfs, file, 0, sizeof edit, edit) != sizeof edit || nfs_fsync(nfs, file) != 0)
             die("nfs write: %s", nfs_get_error(nfs));
-        uint64_t done = wait_for_all(sights, others, i);
-        if (i > 1) emit_sample(start, done); /* the first waits for the clients to mount */
+        uint64_t committed = now_ns(), seen = wait_for_all(sights, others, i);
+        uint64_t done = seen > committed ? seen : committed;
+        if (i > WARM_UP) emit_sample(start, done); /* the first waits for the clients to mount */
         sleep_until(start + interval);
     }
     return 0;

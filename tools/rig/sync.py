@@ -1,0 +1,67 @@
+"""`tools/bench sync`: how long until all have an edit, and how many edits per second, next to the alternatives.
+
+Fast systems are measured in several rounds, the floor again before each, so that a busy minute of the machine falls on
+all of them; slow ones (tens of milliseconds and more) once. A system that cannot be run is skipped, loudly.
+"""
+
+import os
+import time
+from types import ModuleType
+
+from . import corosync, etcd, floor, lsync, namespaces, nfs, p2pdb, packages, syncthing
+from .bench import Bench
+from .errors import RigError, Skipped
+
+FAST = {"p2pdb": p2pdb, "etcd": etcd, "corosync": corosync}
+SLOW = {"nfs": nfs, "lsyncd": lsync, "syncthing": syncthing}
+SYSTEMS = {**FAST, **SLOW}
+SETTLE_SECONDS = 3
+
+
+def run(bench: Bench, chosen: list[str]) -> None:
+    """Measures the chosen systems and the floor; results are in `bench.results`."""
+    able = [name for name in chosen if _prepare(bench, name, SYSTEMS[name])]
+    packages.ensure(floor.PACKAGES, bench.progress)
+    with namespaces.six_servers():
+        for turn in range(bench.options.rounds):
+            for name in [name for name in able if name in FAST]:
+                bench.progress.prefix = f"round {turn + 1}/{bench.options.rounds}  "
+                _settle()
+                floor.measure(bench)
+                if not _measure(bench, name):
+                    able.remove(name)
+        bench.progress.prefix = ""
+        for name in [name for name in able if name in SLOW]:
+            _settle()
+            _measure(bench, name)
+    bench.progress.clear()
+
+
+def _prepare(bench: Bench, name: str, system: ModuleType) -> bool:
+    try:
+        packages.ensure(system.PACKAGES, bench.progress)
+    except Skipped as why:
+        _skip(bench, name, str(why))
+        return False
+    return True
+
+
+def _measure(bench: Bench, name: str) -> bool:
+    bench.results.loads.append((name, os.getloadavg()[0]))
+    try:
+        SYSTEMS[name].measure(bench)
+    except (RigError, Skipped) as why:
+        _skip(bench, name, str(why))
+        return False
+    return True
+
+
+def _skip(bench: Bench, name: str, why: str) -> None:
+    bench.results.skipped.append((name, why))
+    bench.progress.loud(f"SKIPPED {name}: {why}")
+
+
+def _settle() -> None:
+    """Lets what the last system wrote reach the disk before the next is measured."""
+    os.sync()
+    time.sleep(SETTLE_SECONDS)
