@@ -2,7 +2,8 @@
 
 The chain is what every design must at least do when it tells the others only what is on its own disk. It is measured in
 every round, beside each fast system, so that ratios compare what the machine was like at that time. Its parts
-(fdatasync alone, the five round trips alone, files filled ahead of time) show where the chain's time goes.
+(fdatasync alone, the five round trips alone) and variants (telling the others before the own disk is done, files filled
+ahead of time) show where the chain's time goes.
 """
 
 from . import namespaces
@@ -13,6 +14,7 @@ PACKAGES = ["gcc", "libc6-dev"]
 
 PARTS = {
     "chain": (REFERENCE, "on all six"),
+    "tell": ("floor, told before synced", "on all six"),
     "ahead": ("floor, files filled ahead", "on all six"),
     "disk": ("one append + fdatasync", "on one"),
     "network": ("five UDP round trips", "memory only"),

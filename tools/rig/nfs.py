@@ -17,6 +17,8 @@ from .namespaces import SERVERS, address, enter, place
 
 PACKAGES = ["nfs-ganesha", "nfs-ganesha-vfs", "nfs-common", "libnfs-dev", *files.PACKAGES]
 REREAD_US = 500
+KERNEL_NOAC = "NFS, ganesha, kernel clients, noac"
+KERNEL_DEFAULT = "NFS, ganesha, kernel clients, default cache"
 LOOK_US = 200
 
 CONFIGURATION = """
@@ -75,7 +77,7 @@ def _measure_without_cache(bench: Bench) -> None:
 
 
 def _measure_kernel_clients(bench: Bench) -> None:
-    labels = {"noac": "NFS, ganesha, kernel clients, noac", "": "NFS, ganesha, kernel clients, default cache"}
+    labels = {"noac": KERNEL_NOAC, "": KERNEL_DEFAULT}
     if not _kernel_has_client():
         for label in labels.values():
             why = "this kernel has no NFS client (no 'nfs4' in /proc/filesystems)"

@@ -6,6 +6,7 @@ all of them; slow ones (tens of milliseconds and more) once. A system that canno
 
 import os
 import time
+from pathlib import Path
 from types import ModuleType
 
 from . import corosync, etcd, floor, lsync, namespaces, nfs, p2pdb, packages, syncthing
@@ -15,7 +16,9 @@ from .errors import RigError, Skipped
 FAST = {"p2pdb": p2pdb, "etcd": etcd, "corosync": corosync}
 SLOW = {"nfs": nfs, "lsyncd": lsync, "syncthing": syncthing}
 SYSTEMS = {**FAST, **SLOW}
-SETTLE_SECONDS = 3
+MOST_SETTLE_SECONDS = 30
+QUIET_SECONDS = 2
+QUIET_REQUESTS = 20
 
 
 def run(bench: Bench, chosen: list[str]) -> None:
@@ -62,6 +65,19 @@ def _skip(bench: Bench, name: str, why: str) -> None:
 
 
 def _settle() -> None:
-    """Lets what the last system wrote reach the disk before the next is measured."""
+    """Waits, bounded, until the disks are quiet: what the last system wrote and what was removed of it slows fsync."""
     os.sync()
-    time.sleep(SETTLE_SECONDS)
+    deadline = time.monotonic() + MOST_SETTLE_SECONDS
+    time.sleep(1)
+    before, quiet = _disk_work(), 0
+    while quiet < QUIET_SECONDS and time.monotonic() < deadline:
+        time.sleep(1)
+        now = _disk_work()
+        quiet = quiet + 1 if now - before < QUIET_REQUESTS else 0
+        before = now
+
+
+def _disk_work() -> int:
+    """Writes, discards and flushes that all disks have done since the machine started."""
+    lines = [line.split() for line in Path("/proc/diskstats").read_text(encoding="ascii").splitlines()]
+    return sum(int(fields[column]) for fields in lines for column in (7, 14, 18) if column < len(fields))
