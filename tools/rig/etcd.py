@@ -3,20 +3,30 @@
 Method, chosen to give etcd its best numbers: the member on server 1 is made leader and takes the puts; the watchers of
 servers 2 and 3 ask their own member, those of 4 to 6 one member each. The client is a small gRPC client in C (one
 process, one event loop, persistent connections), so that it takes next to nothing of the two cores; the report shows its
-share. A latency sample ends when the last of the five watchers has the event. For the rate each writer waits only for
+share. A latency sample ends when the last of the five watchers has the event. The same with five `etcdctl watch` processes, as a script would do it, is a row of its own. For the rate each writer waits only for
 the answer to its put, and the time ends when all five watchers have the last event.
 """
 
+import contextlib
 import json
+import os
+import selectors
 import subprocess
+import time
+from collections.abc import Callable, Iterator
 
 from . import namespaces, packages
 from .bench import Bench, tool
+from .errors import RigError
 from .namespaces import address, place
 
 PACKAGES = ["etcd-server", "etcd-client", "libnghttp2-dev", "gcc", "libc6-dev"]
 LABEL = "etcd, 3 members, put → five watchers"
+ANSWER = "etcd, 3 members, put → answer"
+SCRIPTED = "etcd, 3 members, put → five 'etcdctl watch'"
 MEMBERS = [1, 2, 3]
+WARM_UP = 10  # as in native/common.h
+WATCH_START_SECONDS = 2
 ASKED = {2: 2, 3: 3, 4: 1, 5: 2, 6: 3}
 
 
@@ -27,6 +37,7 @@ def measure(bench: Bench) -> None:
         _make_first_leader(bench)
         client = bench.native("etcd", "nghttp2")
         _latency(bench, client)
+        _latency_scripted(bench, client)
         _rate(bench, client, 1, bench.options.edits_one_writer)
         _rate(bench, client, 32, bench.options.edits_many_writers)
         bench.take_idle("etcd", LABEL, [member.pid for member in members])
@@ -87,6 +98,58 @@ def _latency(bench: Bench, client: str) -> None:
     series = bench.results.latency("etcd", LABEL, "on 2 of 3 members")
     argv = [client, "latency", str(count), str(bench.options.interval_ms), *_clients()]
     bench.take_latency(series, argv, count, timeout=60 + count)
+
+
+def _latency_scripted(bench: Bench, client: str) -> None:
+    """Five `etcdctl watch` print what they see; a line is stamped when it arrives here."""
+    count = bench.options.samples_per_round()
+    watchers = [_start_etcdctl_watch(bench, server) for server in namespaces.SERVERS[1:]]
+    putter = f"{place(1)}={address(1)}"
+    puts = bench.work / "puts"
+    seen: list[list[int]] = [[] for _ in watchers]
+    with _arrivals(watchers) as next_arrivals:
+        time.sleep(WATCH_START_SECONDS)
+        argv = [client, "latency", str(count), str(bench.options.interval_ms), putter]
+        bench.progress.phase(SCRIPTED)
+        bench.processes.start("etcd-puts", argv, server=1, output=puts)
+        deadline = time.monotonic() + 60 + count
+        while any(len(stamps) < count + WARM_UP for stamps in seen):
+            if time.monotonic() > deadline:
+                raise RigError(f"{SCRIPTED}: the watchers did not print all events in time")
+            for index, stamps in next_arrivals():
+                seen[index] += stamps
+    for watcher in watchers:
+        bench.processes.stop(watcher)
+    edits = [tuple(map(int, line.split()[1:])) for line in puts.read_text(encoding="ascii").splitlines()]
+    starts = [start for start, _ in edits]
+    series = bench.results.latency("etcd", SCRIPTED, "on 2 of 3 members")
+    last = [max(stamps) for stamps in zip(*(stamps[WARM_UP:] for stamps in seen), strict=True)]
+    series.samples += list(zip(starts, last, strict=True))
+    bench.results.latency("etcd", ANSWER, "on 2 of 3 members").samples += edits
+
+
+def _start_etcdctl_watch(bench: Bench, server: int) -> subprocess.Popen[bytes]:
+    endpoint = f"http://{address(ASKED[server])}:2379"
+    argv = [tool("etcdctl"), "--endpoints", endpoint, "watch", "--prefix", "bench/"]
+    return bench.processes.start(f"etcdctl-{server}", argv, server=server, piped=True)
+
+
+@contextlib.contextmanager
+def _arrivals(watchers: list[subprocess.Popen[bytes]]) -> Iterator[Callable[[], list[tuple[int, list[int]]]]]:
+    """Gives a function that waits for output of the watchers and returns who printed events, with their stamps."""
+    with selectors.DefaultSelector() as selector:
+        for index, watcher in enumerate(watchers):
+            assert watcher.stdout is not None
+            selector.register(watcher.stdout, selectors.EVENT_READ, index)
+
+        def wait() -> list[tuple[int, list[int]]]:
+            found = []
+            for key, _ in selector.select(1):
+                now = time.monotonic_ns()
+                found.append((key.data, [now] * os.read(key.fd, 65536).count(b"PUT\n")))
+            return found
+
+        yield wait
 
 
 def _rate(bench: Bench, client: str, writers: int, edits: int) -> None:

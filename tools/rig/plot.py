@@ -6,7 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
-from matplotlib.ticker import FuncFormatter  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
 
 from .measure import Latency, Results  # noqa: E402
 
@@ -40,7 +40,7 @@ def latencies(results: Results, folder: Path) -> None:
     axes.set_yticks(range(len(rows)), [series.label for series in rows], fontsize=9)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
+    _label_decades(axes)
     axes.set_xlabel("milliseconds from the edit on one server until all five others have it (log scale)")
     axes.set_title("Time of one edit: dots are samples, wide bar the median, thin bar the p99", loc="left", fontsize=11)
     _dress(axes, "x")
@@ -103,7 +103,7 @@ def distributions(folder: Path, name: str, title: str, across: str, series: dict
         ordered = sorted(values)
         axes.step(ordered, [100 * (i + 1) / len(ordered) for i in range(len(ordered))], where="post", color=colour, label=label)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
+    _label_decades(axes)
     axes.set_ylim(0, 101)
     axes.set_xlabel(across)
     axes.set_ylabel("% of the edits")
@@ -117,6 +117,15 @@ def save(figure: plt.Figure, path: Path) -> None:
     for ending in (".svg", ".png"):
         figure.savefig(path.with_suffix(ending), dpi=130, bbox_inches="tight", facecolor="white")
     plt.close(figure)
+
+
+def _label_decades(axes: plt.Axes) -> None:
+    """Numbers at 1, 2, 5 of each decade while there is room for them, else at the decades."""
+    low, high = axes.get_xlim()
+    steps = (1.0, 2.0, 5.0) if high / low < 3000 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
 
 
 def _dress(axes: plt.Axes, grid: str) -> None:

@@ -32,13 +32,17 @@ class Processes:
         server: int | None = None,
         environment: dict[str, str] | None = None,
         output: Path | None = None,
+        piped: bool = False,
     ) -> subprocess.Popen[bytes]:
-        """Starts a daemon, in the namespace of `server` when one is given; what it prints goes to its log or `output`."""
+        """Starts a process that stays, in the namespace of `server` when one is given.
+
+        What it prints goes to its log, to the file `output`, or, when `piped`, to its `stdout` for the caller to read.
+        """
         with open(self._log(name), "ab") as log, open(output or self._log(name), "ab") as out:
             process = subprocess.Popen(
                 _command(argv, server),
                 stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdout=subprocess.PIPE if piped else out,
                 stderr=log,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
@@ -100,6 +104,8 @@ class Processes:
                 except subprocess.TimeoutExpired:
                     continue
         _signal_group(process.pid, signal.SIGKILL)
+        if process.stdout is not None:
+            process.stdout.close()
 
     def stop_all(self) -> None:
         for process in reversed(self._running):
@@ -112,7 +118,7 @@ class Processes:
         deadline = time.monotonic() + timeout
         while not ready():
             for process, name in self._running.items():
-                if process.poll() is not None:
+                if process.poll() not in (None, 0):
                     raise RigError(f"{name} ended with {process.returncode} instead of running: {self._tail(name)}")
             if time.monotonic() > deadline:
                 raise RigError(f"{what}: not within {timeout:.0f} s")

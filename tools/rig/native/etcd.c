@@ -3,7 +3,8 @@
  * It holds the connections of all servers in one process and one epoll loop: puts go out from the first place, each
  * watcher's connection is made in its own namespace.
  *
- * etcd latency COUNT INTERVAL_MS PUTTER WATCHER...    one put at a time; a sample ends when every watcher has the event
+ * etcd latency COUNT INTERVAL_MS PUTTER WATCHER...    one put at a time; a sample ends when every watcher has the event,
+ *                                                     or with the answer when no watcher is named
  * etcd rate    COUNT WRITERS     PUTTER WATCHER...    WRITERS puts are kept under way, each writer waits for its answer;
  *                                                     the time ends when every watcher has the last event
  * PUTTER and WATCHER are PLACE=ENDPOINT: the namespace to connect from and the member's address to connect to.
@@ -269,7 +270,7 @@ static void measure_latency(long count, uint64_t interval) {
         uint64_t start = now_ns();
         start_put();
         flush(putter);
-        wait_for(all_watchers_have_everything, "an event");
+        wait_for(watcher_count ? all_watchers_have_everything : everything_answered, "an event or answer");
         if (i >= WARM_UP) emit_sample(start, now_ns());
         wait_for(everything_answered, "an answer to a put");
         sleep_until(start + interval);
@@ -291,7 +292,7 @@ static void measure_rate(long count, long writers) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 6 || argc > 5 + MOST_CONNECTIONS) die("etcd latency|rate COUNT INTERVAL_MS|WRITERS PUTTER WATCHER...");
+    if (argc < 5 || argc > 5 + MOST_CONNECTIONS) die("etcd latency|rate COUNT INTERVAL_MS|WRITERS PUTTER WATCHER...");
     long count = number(argv[2], 1, 10000000), third = number(argv[3], 0, 60000);
     poller = epoll_create1(EPOLL_CLOEXEC);
     for (int i = 5; i < argc; i++) watchers[watcher_count++] = connect_to(argv[i]);
