@@ -12,6 +12,7 @@ from .errors import RigError, Skipped
 from .progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "target/bench"
 
 ABOUT = """\
 Measures how fast p2pdb is, next to what one would otherwise use, on this one machine.
@@ -41,7 +42,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGHUP, _end)
     try:
-        return arguments.run(arguments, progress)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        with namespaces.locked(RESULTS):
+            return arguments.run(arguments, progress)
     except (RigError, Skipped) as error:
         progress.loud(f"tools/bench: {error}")
         return 2
@@ -132,7 +135,7 @@ def _priority(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def _clean(arguments: argparse.Namespace, progress: Progress) -> int:
     _need_root()
-    with namespaces.only_one_rig():
+    with namespaces.machine_lock():
         namespaces.clean()
     return 0
 
@@ -154,7 +157,8 @@ def _bench(arguments: argparse.Namespace, progress: Progress) -> Bench:
         idle_seconds=3 if quick else 15,
         binary=arguments.binary,
     )
-    return Bench(options, arguments.out or ROOT / "target/bench" / arguments.command, progress)
+    folder = arguments.out or RESULTS / arguments.command
+    return Bench(options, folder.resolve(), progress)
 
 
 def _sizes(text: str, low: int, high: int) -> list[int]:

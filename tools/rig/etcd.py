@@ -36,7 +36,8 @@ def measure(bench: Bench) -> None:
         members = [_start(bench, member) for member in MEMBERS]
         _make_first_leader(bench)
         client = bench.native("etcd", "nghttp2")
-        _latency(bench, client)
+        _latency(bench, client, LABEL, _clients())
+        _latency(bench, client, ANSWER, _clients()[:1])
         _latency_scripted(bench, client)
         _rate(bench, client, 1, bench.options.edits_one_writer)
         _rate(bench, client, 32, bench.options.edits_many_writers)
@@ -93,10 +94,10 @@ def _clients() -> list[str]:
     return [putter, *(f"{place(server)}={address(ASKED[server])}" for server in namespaces.SERVERS[1:])]
 
 
-def _latency(bench: Bench, client: str) -> None:
+def _latency(bench: Bench, client: str, label: str, clients: list[str]) -> None:
     count = bench.options.samples_per_round()
-    series = bench.results.latency("etcd", LABEL, "on 2 of 3 members")
-    argv = [client, "latency", str(count), str(bench.options.interval_ms), *_clients()]
+    series = bench.results.latency("etcd", label, "on 2 of 3 members")
+    argv = [client, "latency", str(count), str(bench.options.interval_ms), *clients]
     bench.take_latency(series, argv, count, timeout=60 + count)
 
 
@@ -104,12 +105,11 @@ def _latency_scripted(bench: Bench, client: str) -> None:
     """Five `etcdctl watch` print what they see; a line is stamped when it arrives here."""
     count = bench.options.samples_per_round()
     watchers = [_start_etcdctl_watch(bench, server) for server in namespaces.SERVERS[1:]]
-    putter = f"{place(1)}={address(1)}"
     puts = bench.work / "puts"
     seen: list[list[int]] = [[] for _ in watchers]
     with _arrivals(watchers) as next_arrivals:
         time.sleep(WATCH_START_SECONDS)
-        argv = [client, "latency", str(count), str(bench.options.interval_ms), putter]
+        argv = [client, "latency", str(count), str(bench.options.interval_ms), *_clients()[:1]]
         bench.progress.phase(SCRIPTED)
         bench.processes.start("etcd-puts", argv, server=1, output=puts)
         deadline = time.monotonic() + 60 + count
@@ -120,12 +120,10 @@ def _latency_scripted(bench: Bench, client: str) -> None:
                 seen[index] += stamps
     for watcher in watchers:
         bench.processes.stop(watcher)
-    edits = [tuple(map(int, line.split()[1:])) for line in puts.read_text(encoding="ascii").splitlines()]
-    starts = [start for start, _ in edits]
+    starts = [int(line.split()[1]) for line in puts.read_text(encoding="ascii").splitlines()]
     series = bench.results.latency("etcd", SCRIPTED, "on 2 of 3 members")
     last = [max(stamps) for stamps in zip(*(stamps[WARM_UP:] for stamps in seen), strict=True)]
     series.samples += list(zip(starts, last, strict=True))
-    bench.results.latency("etcd", ANSWER, "on 2 of 3 members").samples += edits
 
 
 def _start_etcdctl_watch(bench: Bench, server: int) -> subprocess.Popen[bytes]:

@@ -3,7 +3,7 @@
 `p2pdb-1` .. `p2pdb-6` have the addresses 10.77.0.1 .. 10.77.0.6; the bridge lives in a seventh namespace,
 `p2pdb-bridge`. Nothing of it touches the machine's own network, so no packet of a measurement can leave.
 
-One rig at a time: a lock file says so. A second file, written before the first namespace is made, says that the
+One rig at a time: a lock on its state folder says so. A file in it, written before the first namespace is made, says that the
 namespaces are the rig's own; only then are leftovers of a killed run removed, with the processes inside them.
 """
 
@@ -46,7 +46,7 @@ def six_servers() -> Iterator[None]:
     """The namespaces for the time of the `with` block; removed at its end, however it ends."""
     if os.geteuid() != 0:
         raise RigError("network namespaces need root: run 'sudo tools/bench ...'")
-    with only_one_rig():
+    with machine_lock():
         clean()
         try:
             _make()
@@ -56,14 +56,25 @@ def six_servers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_one_rig() -> Iterator[None]:
+def machine_lock() -> Iterator[None]:
+    """Only one rig on this machine has the namespaces."""
     STATE.mkdir(exist_ok=True)
-    with open(STATE / "lock", "w", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RigError(f"another measurement is running ({STATE}/lock is held): wait for it to end") from error
+    with locked(STATE):
         yield
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder; refuses when another run holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RigError(f"another measurement is running (it has locked {folder}): wait for it to end") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def clean() -> None:
