@@ -112,6 +112,12 @@ class Bench:
         rate.per_second.append(count * 1e9 / elapsed)
         rate.client_cpu.append(found["cpu"][0] / elapsed)
 
+    def skip(self, name: str, why: str) -> None:
+        """Notes, loudly and once, that something is not measured."""
+        if (name, why) not in self.results.skipped:
+            self.results.skipped.append((name, why))
+            self.progress.loud(f"SKIPPED {name}: {why}")
+
     def take_idle(self, system: str, label: str, pids: list[int]) -> None:
         """Measures once per run what the daemons cost when nothing happens."""
         if any(idle.label == label for idle in self.results.idles):

@@ -44,17 +44,18 @@ def _measure(bench: Bench, size: int) -> dict[str, float]:
 
     bench.progress.phase(f"{size:,} entries: catch-up")
     cluster.join(newcomer)
-    wanted = cluster.status(first)["entries"]
+    wanted = cluster.entries(first)
     begin = time.monotonic()
     cluster.start_daemon(newcomer)
-    complete = lambda: cluster.status(newcomer)["entries"] >= wanted  # noqa: E731
-    bench.processes.wait_until("p2pdb: the newcomer to hold every entry", complete, PATIENCE_SECONDS, 0.05)
+    what = "p2pdb: the newcomer to hold every entry"
+    bench.processes.wait_until(what, lambda: cluster.entries(newcomer) >= wanted, PATIENCE_SECONDS, 0.05)
     row["catch_up_s"] = time.monotonic() - begin
     cluster.stop_daemon(newcomer)
 
     bench.progress.phase(f"{size:,} entries: rebuild")
     cluster.stop_daemon(first)
-    (first.directory / "view").rename(first.directory / "view.before")
+    if (view := first.directory / "view").exists():
+        view.rename(view.with_name("view.before"))
     row["rebuild_s"] = _timed(lambda: cluster.start_daemon(first))
     cluster.stop_daemon(first)
 

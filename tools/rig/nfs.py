@@ -80,9 +80,7 @@ def _measure_kernel_clients(bench: Bench) -> None:
     labels = {"noac": KERNEL_NOAC, "": KERNEL_DEFAULT}
     if not _kernel_has_client():
         for label in labels.values():
-            why = "this kernel has no NFS client (no 'nfs4' in /proc/filesystems)"
-            bench.results.skipped.append((label, why))
-            bench.progress.loud(f"SKIPPED {label}: {why}")
+            bench.skip(label, "this kernel has no NFS client (no 'nfs4' in /proc/filesystems)")
         return
     for option, label in labels.items():
         count = bench.options.slow_samples if option else max(1, bench.options.slow_samples // 5)

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import files
 from .bench import Bench
-from .errors import Skipped
+from .errors import RigError, Skipped
 from .measure import Latency
 from .namespaces import SERVERS, address
 from .processes import Processes
@@ -27,6 +27,7 @@ WATCHED = "p2pdb, edit → five watchers"
 LOCAL = "p2pdb, edit → own disk"
 PLAIN = "p2pdb, plain-file save → five plain files"
 FILE = "Bench"
+EDIT_BYTES = 200  # as in native/common.h
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ class Member:
     directory: Path
     files: Path
     server: int | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit: its entry, and when it began and was done."""
+
+    entry: str
+    start_ns: int
+    done_ns: int
+
+    def stamps(self) -> tuple[int, int]:
+        return self.start_ns, self.done_ns
 
 
 class Cluster:
@@ -85,37 +98,45 @@ class Cluster:
     def operating(self, member: Member) -> bool:
         argv = [self._binary, "status", "--dir", str(member.directory), "--json"]
         answer = self._processes.answer(argv, server=member.server)
-        return answer is not None and json.loads(answer)["state"] == "operating"
+        return answer is not None and json.loads(answer)["lifecycle"] == "Operating"
 
     def sent(self) -> tuple[int, int]:
         """Messages and bytes that all members have sent to each other since they started."""
-        links = [link for member in self.members for link in self.status(member)["links"]]
+        links = [link for member in self.members for link in self.status(member)["members"]]
         return sum(link["messages_sent"] for link in links), sum(link["bytes_sent"] for link in links)
+
+    def entries(self, member: Member) -> int:
+        """How many entries the log of `member` holds."""
+        return self.status(member)["log"]["entries"]
 
     def call(self, member: Member, *arguments: str, timeout: float = 60) -> str:
         return self._processes.run([self._binary, *arguments], server=member.server, timeout=timeout)
 
     def edit(
         self, member: Member, *, count: int, writers: int = 1, interval_ms: int = 0, wait: str = "all", timeout: float = 300
-    ) -> tuple[list[tuple[int, int]], float]:
-        """Makes edits through the API of `member`; their stamps, and the edits per second."""
-        samples: list[tuple[int, int]] = []
-        rates: list[float] = []
+    ) -> list[Edit]:
+        """Makes edits through the API of `member`."""
+        found: list[Edit] = []
 
         def take(line: str) -> None:
-            found = json.loads(line)
-            if "start_ns" in found:
-                samples.append((found["start_ns"], found["done_ns"]))
-            else:
-                rates.append(found["edits_per_second"])
+            answer = json.loads(line)
+            if "summary" not in answer:
+                found.append(Edit(answer["entry"], answer["start_ns"], answer["done_ns"]))
 
         argv = [self._binary, *edit_command(member, count, writers, interval_ms, wait)]
         self._processes.lines(f"edit-{member.name}", argv, server=member.server, timeout=timeout, each=take)
-        return samples, rates[-1]
+        return found
+
+    def edits_per_second(self, member: Member, *, count: int, writers: int, timeout: float = 300) -> float:
+        """Makes edits without pause, each waited for until all have it."""
+        lines: list[str] = []
+        argv = [self._binary, *edit_command(member, count, writers, 0, "all"), "--quiet"]
+        self._processes.lines(f"rate-{member.name}", argv, server=member.server, timeout=timeout, each=lines.append)
+        return json.loads(lines[-1])["summary"]["per_second"]
 
     def start_edits(self, member: Member, *, count: int, writers: int, wait: str) -> subprocess.Popen[bytes]:
         """Makes edits in the background."""
-        argv = [self._binary, *edit_command(member, count, writers, 0, wait)]
+        argv = [self._binary, *edit_command(member, count, writers, 0, wait), "--quiet"]
         return self._processes.start(f"flood-{member.name}", argv, server=member.server)
 
     def start_watch(self, member: Member, output: Path) -> subprocess.Popen[bytes]:
@@ -123,12 +144,16 @@ class Cluster:
         return self._processes.start(f"watch-{member.name}", argv, server=member.server, output=output)
 
     def _complete(self) -> bool:
-        return all(len(self.status(member)["links"]) == len(self.members) - 1 for member in self.members)
+        return all(self._links_up(member) == len(self.members) - 1 for member in self.members)
+
+    def _links_up(self, member: Member) -> int:
+        return sum(other["link"] == "up" for other in self.status(member)["members"])
 
 
 def edit_command(member: Member, count: int, writers: int, interval_ms: int, wait: str) -> list[str]:
     numbers = ["--count", str(count), "--writers", str(writers), "--interval-ms", str(interval_ms)]
-    return ["bench", "edit", "--dir", str(member.directory), *numbers, "--wait", wait, "--json"]
+    text = ["--file", FILE, "--bytes", str(EDIT_BYTES), "--wait", wait, "--json"]
+    return ["bench", "edit", "--dir", str(member.directory), *numbers, *text]
 
 
 def loopback(folder: Path, count: int) -> list[Member]:
@@ -152,7 +177,7 @@ def measure(bench: Bench) -> None:
         _measure_edits(bench, cluster)
         for writers, edits in ((1, options.edits_one_writer), (32, options.edits_many_writers)):
             bench.progress.phase(f"p2pdb, {writers} writer(s)")
-            _, per_second = cluster.edit(members[0], count=edits, writers=writers)
+            per_second = cluster.edits_per_second(members[0], count=edits, writers=writers)
             bench.results.rate("p2pdb", API, writers).per_second.append(per_second)
         _measure_saves(bench, cluster)
         bench.take_idle("p2pdb", "p2pdb", [daemon.pid for daemon in cluster.daemons.values()])
@@ -166,31 +191,37 @@ def _measure_edits(bench: Bench, cluster: Cluster) -> None:
     cluster.edit(first, count=10, interval_ms=bench.options.interval_ms)
     for label, durable, wait in ((API, "on all six", "all"), (LOCAL, "on one", "local")):
         bench.progress.phase(label)
-        samples, _ = cluster.edit(first, count=count, interval_ms=bench.options.interval_ms, wait=wait)
-        bench.results.latency("p2pdb", label, durable).samples += samples
+        edits = cluster.edit(first, count=count, interval_ms=bench.options.interval_ms, wait=wait)
+        bench.results.latency("p2pdb", label, durable).samples += [edit.stamps() for edit in edits]
         if wait == "all":
             watched = bench.results.latency("p2pdb", WATCHED, "on all six")
-            _add_watched(bench, watched, samples, outputs)
+            _add_watched(bench, watched, edits, outputs)
     for watcher in watchers:
         bench.processes.stop(watcher)
 
 
-def _add_watched(bench: Bench, series: Latency, edits: list[tuple[int, int]], outputs: list[Path]) -> None:
-    """Pairs the edits with what the watchers stamped: each prints one line per edit, in the order of the one writer."""
-    count = len(edits)
-    bench.processes.wait_until(
-        "p2pdb: the watchers to print every edit",
-        lambda: all(len(output.read_text().splitlines()) >= count + 10 for output in outputs),
-        30,
-    )
-    stamps = [[json.loads(line)["readable_ns"] for line in output.read_text().splitlines()[-count:]] for output in outputs]
-    series.samples += [(start, max(seen)) for (start, _), *seen in zip(edits, *stamps, strict=True)]
+def _add_watched(bench: Bench, series: Latency, edits: list[Edit], outputs: list[Path]) -> None:
+    """Pairs the edits with what the watchers stamped."""
+    wanted = {edit.entry for edit in edits}
+    what = "p2pdb: the watchers to print every edit"
+    bench.processes.wait_until(what, lambda: all(wanted <= _readable(output).keys() for output in outputs), 30)
+    stamps = [_readable(output) for output in outputs]
+    series.samples += [(edit.start_ns, max(one[edit.entry] for one in stamps)) for edit in edits]
+
+
+def _readable(output: Path) -> dict[str, int]:
+    """When each entry became readable at one watcher; its last line may be half written."""
+    lines = output.read_text(encoding="utf-8").split("\n")[:-1]
+    return {found["entry"]: found["readable_ns"] for found in map(json.loads, lines) if "entry" in found}
 
 
 def _measure_saves(bench: Bench, cluster: Cluster) -> None:
     series = bench.results.latency("p2pdb", PLAIN, "on all six")
     folders = [member.files for member in cluster.members]
-    files.measure_saves(bench, series, folders, bench.options.samples_per_round(), file=FILE, gap_ms=20)
+    try:
+        files.measure_saves(bench, series, folders, bench.options.samples_per_round(), file=FILE, gap_ms=20)
+    except RigError as why:
+        bench.skip(PLAIN, str(why))
 
 
 def _folders(member: Member) -> list[str]:

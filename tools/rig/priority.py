@@ -2,21 +2,22 @@
 
 Method: three daemons on loopback. Two of them make edits without pause (8 writers each, waiting for their own disk only),
 so that the third receives all the time; on the third, management transactions are made 20 ms apart and each is waited for
-until it is on its own disk. Once with priorities, once with `priorities = false` in the configuration of the third,
+until it is on its own disk. Once with priorities, once with `enabled = false` under `[priority]` in the configuration of the third,
 once without any flood.
 """
 
 import csv
+from pathlib import Path
 
 from . import machine, plot
 from .bench import Bench
+from .errors import RigError
 from .measure import Latency
 from .p2pdb import Cluster, loopback
 
 INTERVAL_MS = 20
 FLOOD_EDITS = 5_000_000
 FLOOD_WRITERS = 8
-SWITCH_OFF = "\n[transactions]\npriorities = false\n"
 
 
 def run(bench: Bench, samples: int) -> None:
@@ -37,15 +38,21 @@ def _measure(bench: Bench, name: str, samples: int, *, flood: bool, priorities: 
         first, *others = cluster.members
         if not priorities:
             cluster.stop_daemon(first)
-            with open(first.directory / "p2pdb.toml", "a", encoding="utf-8") as configuration:
-                configuration.write(SWITCH_OFF)
+            _switch_priorities_off(first.directory / "p2pdb.toml")
             cluster.start_daemon(first)
         if flood:
             for member in others:
                 cluster.start_edits(member, count=FLOOD_EDITS, writers=FLOOD_WRITERS, wait="local")
         cluster.edit(first, count=10, interval_ms=INTERVAL_MS, wait="local")
-        stamps, _ = cluster.edit(first, count=samples, interval_ms=INTERVAL_MS, wait="local")
-        return Latency("p2pdb", name, "on one", stamps)
+        edits = cluster.edit(first, count=samples, interval_ms=INTERVAL_MS, wait="local")
+        return Latency("p2pdb", name, "on one", [edit.stamps() for edit in edits])
+
+
+def _switch_priorities_off(configuration: Path) -> None:
+    text = configuration.read_text(encoding="utf-8")
+    if "[priority]" not in text:
+        raise RigError(f"{configuration} has no section [priority] to switch off")
+    configuration.write_text(text.replace("[priority]", "[priority]\nenabled = false", 1), encoding="utf-8")
 
 
 def _write(bench: Bench, found: list[Latency]) -> None:

@@ -36,9 +36,9 @@ def _measure(bench: Bench, size: int, samples: int) -> dict[str, float]:
 
     bench.progress.phase(f"{size} daemons: {samples} edits")
     before, begin = cluster.sent(), time.monotonic()
-    stamps, _ = cluster.edit(first, count=samples, interval_ms=INTERVAL_MS)
+    edits = cluster.edit(first, count=samples, interval_ms=INTERVAL_MS)
     elapsed, after = time.monotonic() - begin, cluster.sent()
-    series = Latency("p2pdb", f"{size} daemons", "on all", stamps)
+    series = Latency("p2pdb", f"{size} daemons", "on all", [edit.stamps() for edit in edits])
     return {
         "daemons": size,
         "median_ms": series.median(),

@@ -44,7 +44,7 @@ def _prepare(bench: Bench, name: str, system: ModuleType) -> bool:
     try:
         packages.ensure(system.PACKAGES, bench.progress)
     except Skipped as why:
-        _skip(bench, name, str(why))
+        bench.skip(name, str(why))
         return False
     return True
 
@@ -54,14 +54,9 @@ def _measure(bench: Bench, name: str) -> bool:
     try:
         SYSTEMS[name].measure(bench)
     except (RigError, Skipped) as why:
-        _skip(bench, name, str(why))
+        bench.skip(name, str(why))
         return False
     return True
-
-
-def _skip(bench: Bench, name: str, why: str) -> None:
-    bench.results.skipped.append((name, why))
-    bench.progress.loud(f"SKIPPED {name}: {why}")
 
 
 def _settle() -> None:
