@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+from matplotlib.axis import Axis  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
 
 from .measure import Latency, Results  # noqa: E402
@@ -40,7 +41,7 @@ def latencies(results: Results, folder: Path) -> None:
     axes.set_yticks(range(len(rows)), [series.label for series in rows], fontsize=9)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xscale("log")
-    _label_decades(axes)
+    _label_decades(axes.xaxis)
     axes.set_xlabel("milliseconds from the edit on one server until all five others have it (log scale)")
     axes.set_title("Time of one edit: dots are samples, wide bar the median, thin bar the p99", loc="left", fontsize=11)
     _dress(axes, "x")
@@ -69,9 +70,9 @@ def rates(results: Results, folder: Path) -> None:
 
 
 def lines(
-    folder: Path, name: str, title: str, across: str, up: str, series: dict[str, list[tuple[float, float]]], *, log: bool = True
+    folder: Path, name: str, title: str, across: str, up: str, series: dict[str, list[tuple[float, float]]]
 ) -> None:
-    """Lines with dots over a logarithmic axis of sizes, each named at its end."""
+    """Lines with dots over logarithmic axes, each named at its end."""
     figure, axes = plt.subplots(figsize=(8, 4.8))
     palette = [colour for system, colour in COLOURS.items() if system != "floor"]
     for colour, (label, points) in zip(palette, series.items(), strict=False):
@@ -81,13 +82,10 @@ def lines(
     sizes = sorted({size for points in series.values() for size, _ in points})
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
-    axes.minorticks_off()
-    if log:
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
-    axes.margins(x=0.2)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yscale("log")
+    axes.margins(x=0.2, y=0.25)
+    _label_decades(axes.yaxis)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.set_title(title, loc="left", fontsize=11)
@@ -103,7 +101,7 @@ def distributions(folder: Path, name: str, title: str, across: str, series: dict
         ordered = sorted(values)
         axes.step(ordered, [100 * (i + 1) / len(ordered) for i in range(len(ordered))], where="post", color=colour, label=label)
     axes.set_xscale("log")
-    _label_decades(axes)
+    _label_decades(axes.xaxis)
     axes.set_ylim(0, 101)
     axes.set_xlabel(across)
     axes.set_ylabel("% of the edits")
@@ -119,13 +117,13 @@ def save(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def _label_decades(axes: plt.Axes) -> None:
+def _label_decades(axis: Axis) -> None:
     """Numbers at 1, 2, 5 of each decade while there is room for them, else at the decades."""
-    low, high = axes.get_xlim()
+    low, high = axis.get_view_interval()
     steps = (1.0, 2.0, 5.0) if high / low < 3000 else (1.0,)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(PLAIN_NUMBERS)
 
 
 def _dress(axes: plt.Axes, grid: str) -> None:
