@@ -25,6 +25,7 @@ use crate::core::id::{Digest, FileName, ServerName};
 use crate::core::io::{Committed, Event, Input, Message, Refusal, Ticket, Transaction, Wait};
 use crate::core::node::{Node, TICK_MS};
 use crate::core::schema::file;
+use crate::core::text::ShownFile;
 use crate::edge::bundles::{BundleFetcher, BundleStore, PART_BYTES};
 use crate::edge::certificate::{AuthorityCertificate, CertificateDirectory, CertificateError};
 use crate::edge::checkpoint_transfer::{CheckpointCollector, parts};
@@ -34,15 +35,25 @@ use crate::edge::control::{ControlError, ControlSocket, FileChange, Handler, Pee
 use crate::edge::frame::SendError;
 use crate::edge::journal::JournalError;
 use crate::edge::lock::{DirectoryLock, LockError};
-use crate::edge::plain_files::{PlainError, PlainEvent, PlainFiles};
-use crate::edge::quic::{Channel, Mesh, MeshError, MeshEvent};
+use crate::edge::plain_files::{PlainEvent, PlainFiles, SaveId};
+use crate::edge::quic::{Channel, MeshError, MeshEvent, WE_ARE_REVOKED};
 use crate::edge::tls::TlsIdentity;
+use crate::edge::view::ViewError;
 use crate::format;
 use crate::ports::carry_out;
 use world::World;
 
+pub use membership::FOUNDING_FILE;
+
 /// How often what is due now and then is looked at: bundles, changed settings of the mesh.
 const HOUSEKEEPING_US: u64 = 1_000_000;
+const REMOVED_ALARM: &str = "removed";
+/// Records beyond which a file has no plain text.
+const SHOWN_RECORDS_MAX: usize = 100_000;
+/// Making texts may take one part in so many of the time.
+const SHOW_COST_FACTOR: u64 = 20;
+/// How often texts that had to wait are looked at again, when nothing else happens.
+const SHOW_WAIT: Duration = Duration::from_millis(2);
 /// Longest wait for a member to be admitted or a certificate to be made.
 const OWN_TRANSACTION_MS: u64 = 5_000;
 
@@ -62,7 +73,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Bundle(#[from] crate::edge::bundles::BundleError),
     #[error(transparent)]
-    Plain(#[from] PlainError),
+    View(#[from] ViewError),
     #[error(
         "{certificate} is for the server '{found}', and p2pdb.toml says name = '{wanted}'; one of the two is in the wrong directory"
     )]
@@ -98,8 +109,9 @@ pub struct Daemon {
     uploads: BTreeMap<Digest, Vec<u8>>,
     checkpoints: CheckpointCollector,
     plain: PlainFiles,
-    /// Files whose plain text is out of date.
+    /// Files whose plain text is out of date, and when it may be made again.
     stale: BTreeSet<FileName>,
+    next_show_us: u64,
     watchers: Vec<(BTreeSet<FileName>, mpsc::Sender<FileChange>)>,
     continuations: BTreeMap<Ticket, Continuation>,
     tickets: Ticket,
@@ -144,6 +156,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
             Some(command) = commands.recv() => daemon.command(command),
             Some(event) = plain_events.recv() => daemon.plain_event(event),
             Some(event) = mesh_events.recv(), if daemon.node.takes_entries() => daemon.mesh_event(event),
+            () = tokio::time::sleep(SHOW_WAIT), if !daemon.stale.is_empty() => daemon.show_stale(),
             else => break,
         }
     }
@@ -212,6 +225,7 @@ impl Daemon {
         self.next_housekeeping_us = now_us + HOUSEKEEPING_US;
         self.fetch_bundles();
         self.sweep_uploads();
+        self.sweep_tokens();
         self.continue_rotation();
         self.watchers.retain(|(_, changes)| !changes.is_closed());
     }
@@ -246,14 +260,39 @@ impl Daemon {
         self.stale.extend(names);
     }
 
-    /// Brings the plain-file view up to date, as far as it keeps up.
+    /// Brings the plain-file view up to date. A text costs time in proportion to its file, so under a flood of edits
+    /// texts are made less often: a twentieth of the time goes there at most.
     fn show_stale(&mut self) {
-        if self.stale.is_empty() || !self.plain.is_ready() {
+        let began_us = self.clock.now().monotonic_us;
+        if self.stale.is_empty() || began_us < self.next_show_us {
             return;
         }
         for name in std::mem::take(&mut self.stale) {
-            let shown = self.plain.prepare(&name, self.node.files().file(&name));
-            self.plain.show(name, shown);
+            let Some(held) = self.node.files().file(&name) else { continue };
+            let alarm = format!("plain file {name}");
+            if held.len() > SHOWN_RECORDS_MAX {
+                let text =
+                    format!("{name} has {} records, too many for the plain-file view; use p2pdb files", held.len());
+                self.raise_alarm(alarm, text);
+                continue;
+            }
+            self.plain.show(name, Arc::new(ShownFile::of(held)));
+        }
+        let cost_us = self.clock.now().monotonic_us - began_us;
+        self.next_show_us = began_us + SHOW_COST_FACTOR * cost_us;
+    }
+
+    fn raise_alarm(&mut self, name: String, text: String) {
+        if self.world.alarms.insert(name.clone(), text.clone()).is_none() {
+            warn!(alarm = name, "{text}");
+            self.alarms_since_ms.insert(name, wall_ms());
+        }
+    }
+
+    fn clear_alarm(&mut self, name: &str) {
+        if self.world.alarms.remove(name).is_some() {
+            info!(alarm = name, "cleared");
+            self.alarms_since_ms.remove(name);
         }
     }
 
@@ -284,22 +323,18 @@ impl Daemon {
 
     fn plain_event(&mut self, event: PlainEvent) {
         match event {
-            PlainEvent::Save { id, transaction } => {
-                self.submit(transaction, Wait::Local, OWN_TRANSACTION_MS, move |daemon, outcome| {
-                    daemon.plain.outcome(id, outcome);
-                });
-            }
-            PlainEvent::Ready => self.show_stale(),
-            PlainEvent::Alarm { name, text } => {
-                warn!(alarm = name, "{text}");
-                self.world.alarms.insert(name.clone(), text);
-                self.alarms_since_ms.insert(name, wall_ms());
-            }
-            PlainEvent::AlarmCleared { name } => {
-                self.world.alarms.remove(&name);
-                self.alarms_since_ms.remove(&name);
-            }
+            PlainEvent::Save { id, file, transaction } => self.saved(id, file, transaction),
+            PlainEvent::Alarm { name, text } => self.raise_alarm(name, text),
+            PlainEvent::AlarmCleared { name } => self.clear_alarm(&name),
         }
+    }
+
+    fn saved(&mut self, id: SaveId, file: FileName, transaction: Transaction) {
+        self.submit(transaction, Wait::Local, OWN_TRANSACTION_MS, move |daemon, outcome| {
+            let held = daemon.node.files().file(&file);
+            let shown = Arc::new(held.map(ShownFile::of).unwrap_or_default());
+            daemon.plain.outcome(id, outcome.map(|committed| (committed, shown)));
+        });
     }
 
     // ---- links ----
@@ -309,6 +344,7 @@ impl Daemon {
             MeshEvent::LinkUp { peer, address, version, .. } => {
                 info!(%peer, %address, version, "link up");
                 self.links.entry(peer.clone()).or_default().up(wall_ms());
+                self.clear_alarm(REMOVED_ALARM);
                 self.input(Input::LinkUp { peer });
                 self.fetch_bundles();
             }
@@ -320,6 +356,11 @@ impl Daemon {
             }
             MeshEvent::Refused { peer, address, reason } => {
                 debug!(?peer, %address, reason, "connection refused");
+                if reason == WE_ARE_REVOKED {
+                    let text = "this server has been removed from the group: the others refuse its certificate; \
+                                stop the daemon, or join anew in another directory";
+                    self.raise_alarm(REMOVED_ALARM.into(), text.into());
+                }
                 if let Some(peer) = peer {
                     self.links.entry(peer).or_default().refused(&reason);
                 }
@@ -418,7 +459,7 @@ impl Daemon {
         for continuation in waiting {
             continuation(&mut self, Err(Refusal::Stopping));
         }
-        self.plain.stop();
+        drop(self.plain);
         self.world.close().await;
     }
 }

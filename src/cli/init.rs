@@ -1,5 +1,6 @@
 //! `p2pdb init`: makes a new cluster with this server as its first member.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use super::error::{Answer, Failure, Outcome};
 use super::output::Style;
 use super::{DirectoryArgs, Session, check_new_directory, server_name, wall_clock_ms};
 use crate::core::id::ServerName;
+use crate::daemon::FOUNDING_FILE;
 use crate::edge::certificate::{AUTHORITY_VALIDITY_MS, Authority, CertificateDirectory};
 use crate::edge::config::{Config, Identity, check_listen, default_files_folder};
 
@@ -39,18 +41,18 @@ pub struct ServerArgs {
 
 impl ServerArgs {
     /// What goes into the settings file of this server.
-    pub fn identity(self, directory: &Path, peers: Vec<SocketAddr>) -> Result<Identity, Failure> {
+    pub fn identity(self, directory: &Path) -> Result<Identity, Failure> {
         let files = self.files.unwrap_or_else(|| default_files_folder(directory, &self.name));
         let files = std::path::absolute(&files)
             .map_err(|error| Failure::input(format!("{}: {error}", files.display()), "give the folder's full path"))?;
-        Ok(Identity { name: self.name, listen: self.listen, files, peers })
+        Ok(Identity { name: self.name, listen: self.listen, files, peers: BTreeMap::new() })
     }
 }
 
 pub fn run(args: InitArgs, session: &mut Session) -> Outcome {
     let directory = args.directory.directory;
     check_new_directory(&directory)?;
-    let identity = args.server.identity(&directory, Vec::new())?;
+    let identity = args.server.identity(&directory)?;
     let now_ms = wall_clock_ms();
     let authority = Authority::generate(now_ms, AUTHORITY_VALIDITY_MS)?;
     let credentials = new_credentials(&authority, &identity.name, VALIDITY_MS)?;
@@ -58,6 +60,9 @@ pub fn run(args: InitArgs, session: &mut Session) -> Outcome {
     let certificates = CertificateDirectory::new(directory.join("certs"));
     certificates.store_authority(authority.certificate(), Some(&authority))?;
     certificates.store_credentials(&credentials)?;
+    let marker = directory.join(FOUNDING_FILE);
+    std::fs::write(&marker, "the first start of the daemon founds the group\n")
+        .map_err(|error| Failure::storage(format!("{}: {error}", marker.display()), "make room or check the owner"))?;
     // Last: a directory without settings is no server, whatever was interrupted.
     let config = Config::create(&directory, &identity)?;
     let cluster = authority.certificate().cluster();

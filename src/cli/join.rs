@@ -30,16 +30,13 @@ pub fn run(args: JoinArgs, session: &mut Session) -> Outcome {
     let directory = args.directory.directory;
     check_new_directory(&directory)?;
     let token: Token = args.token.trim().parse().map_err(|error: TokenError| Failure::Input(Report::of(error)))?;
-    let mut identity = args.server.identity(&directory, Vec::new())?;
+    let mut identity = args.server.identity(&directory)?;
     create_directory(&directory)?;
     let Joined { cluster, ca, credentials, members } = ask_to_join(args.peer, &token, &identity)?;
     let certificates = CertificateDirectory::new(directory.join("certs"));
     certificates.store_authority(&ca, None)?;
     certificates.store_credentials(&credentials)?;
-    let others = members.into_iter().filter(|(name, _)| *name != identity.name).map(|(_, address)| address);
-    identity.peers = others.chain([args.peer]).collect();
-    identity.peers.sort_unstable();
-    identity.peers.dedup();
+    identity.peers = members.into_iter().filter(|(name, _)| *name != identity.name).collect();
     // Last: a directory without settings is no server, whatever was interrupted.
     let config = Config::create(&directory, &identity)?;
     told(&config, &cluster.to_string(), session)

@@ -11,6 +11,7 @@ pub mod lifecycle;
 pub mod merge;
 pub mod node;
 pub mod oplog;
+pub mod plain;
 pub mod priority;
 pub mod record;
 pub mod schema;

@@ -195,16 +195,31 @@ impl ShownFile {
     }
 
     /// The text that an author left behind by saving `records`, which he had made of `base` and which gave `tree` when
-    /// `entry` was applied: what he writes next builds on his own entry and on what he had seen before.
-    pub fn after_save(base: &ShownFile, records: Records, text: String, tree: &ShownFile, entry: &EntryId) -> Self {
+    /// `entry` was applied (`None`: there was nothing to apply): what he writes next builds on his own entry and on what
+    /// he had seen before.
+    pub fn after_save(
+        base: &ShownFile,
+        records: Records,
+        text: String,
+        tree: &ShownFile,
+        entry: Option<&EntryId>,
+    ) -> Self {
         let mut bases = base.bases.clone();
         for key in tree.bases.keys().chain(records.keys()) {
             if records.get(key) == tree.records.get(key) {
                 bases.insert(key.clone(), tree.bases.get(key).cloned().unwrap_or_default());
             } else if records.get(key) != base.records.get(key) {
-                bases.insert(key.clone(), tree.version_by(key, entry).into_iter().collect());
+                bases.insert(key.clone(), entry.and_then(|entry| tree.version_by(key, entry)).into_iter().collect());
             }
         }
+        Self { records, bases, rivals: BTreeMap::new(), text }
+    }
+
+    /// A text that somebody may have in hand though it is not known when it was shown: where it says what the tree
+    /// says, it stands for the tree's versions; elsewhere for none, so that an edit there shows as a conflict.
+    pub fn of_unknown_age(records: Records, text: String, tree: &ShownFile) -> Self {
+        let same = |key: &&String| records.get(*key) == tree.records.get(*key);
+        let bases = tree.bases.keys().filter(same).map(|key| (key.clone(), tree.bases(key))).collect();
         Self { records, bases, rivals: BTreeMap::new(), text }
     }
 

@@ -124,14 +124,21 @@ impl Daemon {
     pub(super) fn admit(&mut self, AdmitCommand { request, reply }: AdmitCommand) {
         let files = self.node.files();
         let name = &request.name;
+        let listen = request.listen.to_string();
         let mut order_max = 0;
+        let mut lost = None;
         for record in files.records_of(file::SERVER) {
+            order_max = order_max.max(record.field(1).parse::<f64>().map_or(0, |order| order as u64));
             let clash = if record.field(0) == name.as_str() {
+                if self.has_never_been_here(name) {
+                    // It was admitted and has not heard of it: this is the same server, trying again.
+                    lost = Some(record.clone());
+                    continue;
+                }
                 format!("a server named {name} is a member already; choose another name, or first: p2pdb remove {name}")
-            } else if record.field(2) == request.listen.to_string() {
-                format!("{} listens on {} already; choose another --listen", record.field(0), request.listen)
+            } else if record.field(2) == listen {
+                format!("{} listens on {listen} already; choose another --listen", record.field(0))
             } else {
-                order_max = order_max.max(record.field(1).parse::<f64>().map_or(0, |order| order as u64));
                 continue;
             };
             let _ = reply.send(Err(clash));
@@ -141,16 +148,29 @@ impl Daemon {
             .records_of(file::SERVER)
             .filter_map(|record| Some((ServerName::new(record.field(0)).ok()?, record.field(2).parse().ok()?)));
         let members: Vec<_> = members.collect();
-        let order = (order_max + 1).to_string();
-        let edits = vec![
-            add(file::SERVER, [name.as_str(), &order, &request.listen.to_string()]),
-            add(file::GROUP, [name.as_str()]),
-        ];
+        let edits = match lost {
+            Some(before) => {
+                let after = Record::of([name.as_str(), before.field(1), &listen]);
+                vec![Edit { file: builtin(file::SERVER), change: Change::Mod { before, after }, bases: None }]
+            }
+            None => {
+                let order = (order_max + 1).to_string();
+                vec![add(file::SERVER, [name.as_str(), &order, &listen]), add(file::GROUP, [name.as_str()])]
+            }
+        };
         let reason = format!("{name} joins from {}", request.from);
         self.submit_management(&reason, edits, move |_, outcome| {
             let answer = outcome.map(|_| JoinGrant { members }).map_err(|refusal| refusal.to_string());
             let _ = reply.send(answer);
         });
+    }
+
+    /// Whether a member has been admitted and has not shown up since.
+    fn has_never_been_here(&self, name: &ServerName) -> bool {
+        let files = self.node.files();
+        let flagged = files.builtin(file::FLAG).is_some_and(|flags| flags.record(name.as_str()).is_some());
+        let wrote = files.seen().iter().any(|(stream, _)| stream.origin == *name);
+        !flagged && !wrote && !self.node.sync().is_linked(name)
     }
 
     /// The transaction that takes a server out of the group and revokes what was issued to it.

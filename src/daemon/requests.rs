@@ -1,6 +1,7 @@
 //! What the control socket asks: answered from the node's state at once, or by a transaction.
 
 use tokio::sync::oneshot;
+use tracing::warn;
 
 use super::{Daemon, OWN_TRANSACTION_MS};
 use crate::core::diff::Change;
@@ -131,6 +132,13 @@ impl Daemon {
                 address: self.config.listen.to_string(),
             }),
             Err(error) => Response::failed(error.to_string(), ""),
+        }
+    }
+
+    /// Drops tokens that have expired.
+    pub(super) fn sweep_tokens(&self) {
+        if let Err(error) = TokenStore::new(self.certificates.path().join(TOKENS_FOLDER)).sweep(wall_ms()) {
+            warn!("{error}");
         }
     }
 

@@ -4,6 +4,7 @@
 //! moved aside and made again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -12,13 +13,15 @@ use tracing::{info, warn};
 use super::membership::next_run;
 use super::requests::TOKENS_FOLDER;
 use super::world::World;
-use super::{Command, Daemon, DaemonError};
-use crate::core::id::ServerName;
+use super::{Command, Daemon, DaemonError, SHOWN_RECORDS_MAX};
+use crate::core::id::{FileName, ServerName};
 use crate::core::io::Input;
-use crate::core::merge::Files;
+use crate::core::merge::{File, Files};
 use crate::core::node::{Identity, Node, NodeConfig, Recovered};
 use crate::core::oplog::Certifier;
 use crate::core::priority::PriorityConfig;
+use crate::core::text::ShownFile;
+use crate::core::version::Vector;
 use crate::edge::bundles::{BundleFetcher, BundleStore};
 use crate::edge::certificate::{
     AuthorityCertificate, CertificateDirectory, SERVER_VALIDITY_MS, verify_server_certificate,
@@ -33,10 +36,12 @@ use crate::edge::plain_files::{PlainEvent, PlainFiles};
 use crate::edge::quic::{Mesh, MeshConfig, MeshEvent};
 use crate::edge::tls::TlsIdentity;
 use crate::edge::token::TokenStore;
-use crate::edge::view::View;
+use crate::edge::view::{Opened, View};
 
 type Completions = mpsc::UnboundedSender<Result<Input, String>>;
 
+/// Registers handed to the view at a time while the log is read.
+const PROJECTED_AT_ONCE: usize = 10_000;
 /// Frames from all links that may wait for the loop.
 const MESH_EVENTS: usize = 1024;
 
@@ -92,7 +97,10 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
     mesh.set_join_handler(Some(join.into_handler()));
 
     let (plain_sender, plain_events) = mpsc::channel(256);
-    let plain = PlainFiles::start(&config.files, node.files(), plain_sender)?;
+    let shown = |(name, held): (&FileName, &File)| (name.clone(), Arc::new(ShownFile::of(held)));
+    let current = node.files().iter().filter(|(_, held)| held.len() <= SHOWN_RECORDS_MAX).map(shown).collect();
+    let plain = PlainFiles::start(&config.files, current, plain_sender)
+        .map_err(|source| DaemonError::Io { path: config.files.clone(), source })?;
     let world = World {
         journal,
         view,
@@ -119,6 +127,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         checkpoints: CheckpointCollector::default(),
         plain,
         stale: BTreeSet::new(),
+        next_show_us: 0,
         watchers: Vec::new(),
         continuations: BTreeMap::new(),
         tickets: 0,
@@ -148,10 +157,6 @@ fn open_stored(
     certifier: Arc<AuthorityCertifier>,
     done: Completions,
 ) -> Result<Stored, DaemonError> {
-    let opened = View::open(&config.directory.join("view"))?;
-    if let Some(reason) = &opened.reason_for_rebuild {
-        warn!("the view is made again from the log: {reason}");
-    }
     let journal_config = || JournalConfig {
         segment_bytes: config.log.segment_mib * 1024 * 1024,
         keep_live_bytes: config.log.keep_live_mib * 1024 * 1024,
@@ -162,38 +167,45 @@ fn open_stored(
         },
         ..JournalConfig::new(&config.directory, ca.cluster())
     };
-    let mut view_is_good = opened.state.is_some();
-    let mut files = opened.state.unwrap_or_default();
-    let mut opened_log = read_log(journal_config(), &certifier, &done, &mut files)?;
-    let of_log =
-        |found: &journal::Recovered| found.heads.iter().map(|(stream, head)| (stream.clone(), head.seq)).collect();
-    let logged: crate::core::version::Vector = of_log(&opened_log.1);
+    let folder = config.directory.join("view");
+    let mut opened = open_view(&folder, None)?;
+    let mut files = opened.state.take().unwrap_or_default();
+    let (mut journal, mut found) = read_log(journal_config(), &certifier, &done, &opened.view, &mut files)?;
+    let logged: Vector = found.heads.iter().map(|(stream, head)| (stream.clone(), head.seq)).collect();
     if *files.seen() != logged {
-        warn!("the view holds entries that the log does not: it is made again from the log");
-        view_is_good = false;
-        opened_log.0.close();
+        // The log has lost what the view still has: it is the log that counts.
+        journal.close();
+        opened.view.close();
+        opened = open_view(&folder, Some(&logged))?;
         files = Files::default();
-        opened_log = read_log(journal_config(), &certifier, &done, &mut files)?;
+        (journal, found) = read_log(journal_config(), &certifier, &done, &opened.view, &mut files)?;
     }
-    let (journal, found) = opened_log;
     for warning in &found.warnings {
         warn!("{warning}");
     }
-    let mut view = opened.view;
-    if !view_is_good {
-        view.rewrite(&files);
-    }
     info!(entries = found.entries, segments = found.segments, "log open");
-    Ok(Stored { journal, view, recovered: Recovered { files, heads: found.heads, floor: found.floor } })
+    let recovered = Recovered { files, heads: found.heads, floor: found.floor };
+    Ok(Stored { journal, view: opened.view, recovered })
 }
 
+fn open_view(folder: &Path, log: Option<&Vector>) -> Result<Opened, DaemonError> {
+    let opened = View::open(folder, log)?;
+    if let Some(reason) = &opened.reason_for_rebuild {
+        warn!("the view is made again from the log: {reason}");
+    }
+    Ok(opened)
+}
+
+/// Opens the log and brings files and view to where it is.
 fn read_log(
     config: JournalConfig,
     certifier: &AuthorityCertifier,
     done: &Completions,
+    view: &View,
     files: &mut Files,
 ) -> Result<(Journal, journal::Recovered), DaemonError> {
     let done = done.clone();
+    let mut written = Vec::new();
     let notify: Notify = Arc::new(move |event| {
         let completion = match event {
             JournalEvent::Input(input) => Ok(input),
@@ -204,16 +216,20 @@ fn read_log(
         let _ = done.send(completion);
     });
     let opened = journal::open(config, certifier, Arc::new(wall_ms), notify, |item| match item {
-        Replayed::Checkpoint(checkpoint) => {
-            files.merge(&checkpoint.files);
-        }
+        Replayed::Checkpoint(checkpoint) => written.extend(files.merge(&checkpoint.files)),
         Replayed::Entry(sealed) => {
             if sealed.id().seq == files.seen().seq(&sealed.id().stream) + 1 {
-                files.apply(sealed.entry());
+                written.extend(files.apply(sealed.entry()));
+            }
+            if written.len() >= PROJECTED_AT_ONCE {
+                view.project(std::mem::take(&mut written), files.seen().clone());
             }
         }
-    });
-    Ok(opened?)
+    })?;
+    if !written.is_empty() {
+        view.project(written, files.seen().clone());
+    }
+    Ok(opened)
 }
 
 fn last_run(recovered: &Recovered, name: &ServerName) -> u32 {

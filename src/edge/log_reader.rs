@@ -94,7 +94,10 @@ pub struct LogReader {
 
 enum Source {
     /// A log directory, and the number from which on its files are still to be read.
-    Live { log: PathBuf, from: u64 },
+    Live {
+        log: PathBuf,
+        from: u64,
+    },
     Segment(PathBuf),
     Archive(PathBuf),
 }

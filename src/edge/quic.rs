@@ -29,7 +29,7 @@ use super::endpoint::{bind, transport_config};
 use super::frame::FRAME_HEADER_BYTES;
 pub use super::frame::SendError;
 use super::hello::{HELLO_PAYLOAD_BYTES_MAX, Hello};
-pub use super::link::CloseCode;
+pub use super::link::{CloseCode, WE_ARE_REVOKED};
 use super::link::{Established, Link, Refusal, greet, peer_certificate, welcome, within};
 use super::tls::{
     ALPN_JOIN, ALPN_MESH, Revocations, TLS_SERVER_NAME, TlsError, TlsIdentity, client_config, server_config,

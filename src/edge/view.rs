@@ -346,7 +346,9 @@ impl Trees {
         }
         let encoded: Vec<Vec<(&str, Vec<u8>)>> = batch
             .values()
-            .map(|registers| registers.iter().map(|(key, register)| (key.as_str(), encode_register(register))).collect())
+            .map(|registers| {
+                registers.iter().map(|(key, register)| (key.as_str(), encode_register(register))).collect()
+            })
             .collect();
         let trees: Vec<&sled::Tree> =
             batch.keys().map(|name| &self.files[name]).chain(std::iter::once(&self.meta)).collect();

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::error::{JournalError, is_no_room};
@@ -295,8 +295,8 @@ impl Committer {
         let segment = &mut self.open[target];
         let needed = segment.at + size;
         if needed > segment.bytes {
-            let extended = segment_files::write_zeros(&segment.file, segment.bytes, needed)
-                .and_then(|()| segment.file.sync_all());
+            let extended =
+                segment_files::write_zeros(&segment.file, segment.bytes, needed).and_then(|()| segment.file.sync_all());
             match extended {
                 Ok(()) => segment.bytes = needed,
                 Err(error) if is_no_room(&error) => return Err(Failure::NoRoom),

@@ -64,7 +64,9 @@ pub(crate) fn is_no_room(error: &io::Error) -> bool {
 /// What recovery found and did. None of it keeps the server from starting.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RecoveryWarning {
-    #[error("segment {segment}: an unfinished write of {bytes} bytes at offset {offset} was cut off; it was never acknowledged")]
+    #[error(
+        "segment {segment}: an unfinished write of {bytes} bytes at offset {offset} was cut off; it was never acknowledged"
+    )]
     TornTail { segment: u64, offset: u64, bytes: u64 },
     #[error("segment {segment}: {bytes} bytes at offset {offset} are damaged{}", kept_at(.quarantine))]
     Damaged { segment: u64, offset: u64, bytes: u64, quarantine: Option<PathBuf> },
@@ -72,9 +74,13 @@ pub enum RecoveryWarning {
     Header { segment: u64, quarantine: Option<PathBuf> },
     #[error("segment {segment} is empty or cut off before its first entry: its entries are lost here")]
     SegmentLost { segment: u64 },
-    #[error("the entries of {stream} after {held} are lost here, up to {up_to} at least; they are fetched from the other servers")]
+    #[error(
+        "the entries of {stream} after {held} are lost here, up to {up_to} at least; they are fetched from the other servers"
+    )]
     EntriesLost { stream: Stream, held: u64, up_to: u64 },
-    #[error("the entries of {stream} after {held}, up to {up_to}, were dropped: the write that should have signed them never finished")]
+    #[error(
+        "the entries of {stream} after {held}, up to {up_to}, were dropped: the write that should have signed them never finished"
+    )]
     Unvouched { stream: Stream, held: u64, up_to: u64 },
     #[error("the checkpoint {} is damaged ({why}); an older one is used", path.display())]
     Checkpoint { path: PathBuf, why: String },

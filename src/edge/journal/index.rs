@@ -211,7 +211,10 @@ mod tests {
         assert_eq!(located(2, 100), Some(Located { segment: 1, offsets: vec![200, 300, 400] }));
         assert_eq!(located(6, 7), Some(Located { segment: 2, offsets: vec![600, 700] }));
         assert_eq!(located(10, 10), Some(Located { segment: 3, offsets: vec![1000] }));
-        assert_eq!((located(11, 20), located(0, 5), located(5, 4).map(|held| held.offsets)), (None, None, Some(vec![])));
+        assert_eq!(
+            (located(11, 20), located(0, 5), located(5, 4).map(|held| held.offsets)),
+            (None, None, Some(vec![]))
+        );
         assert_eq!(index.locate(&stream("b"), 1, 1), None);
     }
 

@@ -83,11 +83,7 @@ fn read_from_disk(
     }
 }
 
-fn open<'a>(
-    shared: &Shared,
-    files: &'a mut BTreeMap<u64, File>,
-    number: u64,
-) -> Result<&'a File, JournalError> {
+fn open<'a>(shared: &Shared, files: &'a mut BTreeMap<u64, File>, number: u64) -> Result<&'a File, JournalError> {
     if !files.contains_key(&number) {
         let path = shared.places.segment(number);
         let file = File::open(&path).map_err(JournalError::io("open", &path))?;

@@ -384,11 +384,7 @@ struct Admitted {
 }
 
 impl<'a> Admission<'a> {
-    fn new(
-        certifier: &'a dyn Certifier,
-        heads: BTreeMap<Stream, Head>,
-        on_item: &'a mut dyn FnMut(Replayed),
-    ) -> Self {
+    fn new(certifier: &'a dyn Certifier, heads: BTreeMap<Stream, Head>, on_item: &'a mut dyn FnMut(Replayed)) -> Self {
         let mut index = Index::default();
         index.raise(&heads);
         Self {
@@ -637,9 +633,7 @@ impl Repair<'_> {
         };
         let header = match decode_segment_header(bytes) {
             Ok(header) => header,
-            Err(_) => {
-                SegmentHeader { cluster: self.config.cluster, number: state.number, created_ms: self.now_ms }
-            }
+            Err(_) => SegmentHeader { cluster: self.config.cluster, number: state.number, created_ms: self.now_ms },
         };
         let mut content = encode_segment_header(&header).to_vec();
         let mut moved = BTreeMap::new();
