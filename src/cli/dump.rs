@@ -8,8 +8,8 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::error::{Answer, Failure, Outcome};
-use super::log::{Log, Logged};
-use super::output::{Output, Style, printable};
+use super::log::{Log, Logged, Piece};
+use super::output::{Output, Style, note, printable};
 use super::time::{format_ms, parse_time};
 use super::{DirectoryArgs, Session, paper, server_name};
 use crate::core::diff::{Change, Diff};
@@ -105,16 +105,25 @@ impl Selection {
     }
 }
 
-fn print(log: Log, follow: bool, selection: &Selection, format: Format, session: &mut Session) -> Outcome {
+fn print(mut log: Log, follow: bool, selection: &Selection, format: Format, session: &mut Session) -> Outcome {
     let zone = session.zone.clone();
     let output = &mut session.output;
     let mut columns = Columns::default();
-    let mut entries = log.entries(follow);
     loop {
-        if follow && !entries.has_more_at_once() {
-            output.flush()?;
-        }
-        let Some(Logged { sealed, .. }) = entries.next().transpose()? else { return Ok(Answer::Yes) };
+        let sealed = match log.next_piece()? {
+            Some(Piece::Entry(Logged { sealed, .. })) => sealed,
+            Some(Piece::Damage(damage)) => {
+                output.flush()?;
+                note(damage.text());
+                continue;
+            }
+            None if follow => {
+                output.flush()?;
+                log.wait();
+                continue;
+            }
+            None => return Ok(Answer::Yes),
+        };
         if !selection.takes_entry(sealed.entry()) {
             continue;
         }

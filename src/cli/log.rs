@@ -1,40 +1,49 @@
-//! Where `dump`, `replay`, `verify` and `files history` get entries from: the seam to the log reader.
+//! Where `dump`, `replay`, `verify` and `files history` get entries from.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::error::Failure;
+use super::error::{Failure, Report};
 use crate::core::entry::Sealed;
-use crate::core::id::{ClusterId, Stream};
-use crate::core::oplog::{Checkpoint, Head};
+use crate::core::id::ClusterId;
+use crate::core::oplog::Checkpoint;
+use crate::edge::log_reader::{LogError, LogItem, LogReader, Position};
+
+/// How long a follower waits before it looks whether the reader of its output is still there.
+const FOLLOW_WAIT: Duration = Duration::from_secs(1);
+
+/// One piece of a log.
+#[derive(Debug)]
+pub enum Piece {
+    Entry(Logged),
+    Damage(Damage),
+}
 
 /// One entry as it lies in a log.
 #[derive(Debug, Clone)]
 pub struct Logged {
     pub sealed: Arc<Sealed>,
-    pub place: Place,
+    pub place: Position,
 }
 
-/// Where an entry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    pub path: PathBuf,
-    pub offset: u64,
+/// Bytes that are no entries.
+#[derive(Debug, Clone)]
+pub struct Damage {
+    pub place: Position,
+    pub bytes: u64,
+    pub why: String,
 }
 
-impl fmt::Display for Place {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} at {}", self.path.display(), self.offset)
+impl Damage {
+    pub fn text(&self) -> String {
+        format!("{}: {} bytes are damaged: {}", self.place, self.bytes, self.why)
     }
 }
 
 /// Log files that are all of one cluster.
-#[derive(Debug)]
 pub struct Log {
-    cluster: ClusterId,
-    base: Option<Checkpoint>,
+    reader: LogReader,
 }
 
 impl Log {
@@ -43,64 +52,42 @@ impl Log {
     /// # Errors
     /// There is none, one cannot be read, or they are of different clusters.
     pub fn open(paths: &[PathBuf]) -> Result<Self, Failure> {
-        let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-        Err(Failure::storage(format!("{}: the log reader is not wired yet", shown.join(", ")), ""))
+        Ok(Self { reader: LogReader::open(paths)? })
     }
 
     /// Refuses a log of another cluster.
     pub fn expect_cluster(&self, expected: ClusterId) -> Result<(), Failure> {
-        if self.cluster == expected {
-            return Ok(());
+        match self.reader.cluster() {
+            Some(found) if found != expected => Err(Failure::input(
+                format!("the log is of cluster {found}, not of {expected}"),
+                "give the paths and the ca.crt of one cluster",
+            )),
+            _ => Ok(()),
         }
-        Err(Failure::input(
-            format!("the log is of cluster {}, not of {expected}", self.cluster),
-            "give the paths and the ca.crt of one cluster",
-        ))
     }
 
-    /// The state that the log begins with, if its first segments are gone.
-    pub fn base(&self) -> Option<&Checkpoint> {
-        self.base.as_ref()
+    /// The newest checkpoint of each log folder.
+    pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.reader.checkpoints().iter().map(|(_, checkpoint)| checkpoint)
     }
 
-    /// The last entries of each stream that only the base holds.
-    pub fn heads(&self) -> BTreeMap<Stream, Head> {
-        self.base.as_ref().map(|base| base.heads.clone()).unwrap_or_default()
+    /// The next piece in the order in which the log was written; `None` at the end for now.
+    pub fn next_piece(&mut self) -> Result<Option<Piece>, Failure> {
+        Ok(self.reader.next_item()?.map(|item| match item {
+            LogItem::Entry { sealed, position: place, .. } => Piece::Entry(Logged { sealed, place }),
+            LogItem::Damage { position: place, bytes, why } => Piece::Damage(Damage { place, bytes, why }),
+        }))
     }
 
-    /// Bytes of all files, for progress.
-    pub fn bytes(&self) -> u64 {
-        0
-    }
-
-    /// The entries in the order in which they arrived; with `follow`, without end.
-    pub fn entries(self, follow: bool) -> Entries {
-        let _ = follow;
-        Entries {}
+    /// Waits a while until there may be more.
+    pub fn wait(&self) {
+        self.reader.wait(FOLLOW_WAIT);
     }
 }
 
-/// Reads entries one by one.
-#[derive(Debug)]
-pub struct Entries {}
-
-impl Entries {
-    /// Whether the next entry is there without waiting.
-    pub fn has_more_at_once(&self) -> bool {
-        false
-    }
-
-    /// For progress.
-    pub fn bytes_read(&self) -> u64 {
-        0
-    }
-}
-
-impl Iterator for Entries {
-    type Item = Result<Logged, Failure>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        None
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        Failure::Storage(Report::of(error))
     }
 }
 
@@ -110,7 +97,7 @@ pub mod tests {
     use crate::core::clock::Timestamp;
     use crate::core::diff::{Change, Diff};
     use crate::core::entry::Entry;
-    use crate::core::id::{Digest, EntryId, FileName, Lane, ServerName};
+    use crate::core::id::{Digest, EntryId, FileName, Lane, ServerName, Stream};
     use crate::core::priority::Class;
     use crate::core::record::Record;
     use crate::core::schema::Schema;

@@ -1,30 +1,28 @@
 //! `p2pdb replay`: the files as they were at some point of the log, what changed between two points, and whether a
 //! server's files are what its log says.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+mod check;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
 use jiff::Zoned;
-use serde::Serialize;
 
 use super::error::{Answer, Failure, Outcome};
-use super::log::{Log, Logged};
-use super::output::{Output, Style, progress};
+use super::log::{Log, Logged, Piece};
+use super::output::{Output, Style, note, progress};
 use super::time::{FORMS, parse_time};
-use super::{DirectoryArgs, Session, files, paper};
+use super::{Session, paper};
 use crate::core::diff::Change;
 use crate::core::entry::Entry;
 use crate::core::id::{EntryId, FileName, Lane};
-use crate::core::merge::{Files, Register, Written};
+use crate::core::merge::{Files, Written};
 use crate::core::oplog::Checkpoint;
 use crate::core::record::Record;
 use crate::core::text::{KeyedChange, Records, difference};
-use crate::edge::control::{Client, ClientError, FileSummary, Request, Response};
-
-/// How often a running server's files are compared anew, for the log goes on meanwhile.
-const CHECK_ATTEMPTS_MAX: usize = 5;
+use crate::core::version::Vector;
 
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
@@ -52,6 +50,11 @@ enum Point {
     Time(u64),
     /// Everything that lies in this log up to this entry, the entry included.
     Entry(EntryId),
+    /// Everything that a vector names, from the entries themselves or from a checkpoint within it.
+    Seen {
+        vector: Vector,
+        from_checkpoints: bool,
+    },
     End,
 }
 
@@ -69,18 +72,18 @@ impl FromStr for Point {
 
 pub fn run(args: ReplayArgs, session: &mut Session) -> Outcome {
     if let Some(directory) = args.check {
-        return check(&args.paths, directory, args.file.as_ref(), session);
+        return check::check(&args.paths, directory, args.file.as_ref(), session);
     }
     match args.diff.as_deref() {
         Some([from, to]) => {
             let states = fold(Log::open(&args.paths)?, &[from.clone(), to.clone()])?;
             let [before, after] = states.as_slice() else { unreachable!("one state for each point") };
-            show_difference(before, after, args.file.as_ref(), &mut session.output)?;
+            show_difference(&before.files, &after.files, args.file.as_ref(), &mut session.output)?;
         }
         _ => {
             let states = fold(Log::open(&args.paths)?, &[args.at.unwrap_or(Point::End)])?;
             for state in &states {
-                show_files(state, args.file.as_ref(), &mut session.output)?;
+                show_files(&state.files, args.file.as_ref(), &mut session.output)?;
             }
         }
     }
@@ -88,81 +91,124 @@ pub fn run(args: ReplayArgs, session: &mut Session) -> Outcome {
 }
 
 /// The files at each point, in one pass over the log.
-fn fold(log: Log, points: &[Point]) -> Result<Vec<Files>, Failure> {
-    let bar = progress(log.bytes(), "replaying");
-    let mut folds: Vec<Fold> =
-        points.iter().map(|point| Fold::new(point.clone(), log.base())).collect::<Result<_, _>>()?;
-    let mut entries = log.entries(false);
-    while let Some(Logged { sealed, .. }) = entries.next().transpose()? {
-        bar.set_position(entries.bytes_read());
-        folds.iter_mut().try_for_each(|fold| fold.take(sealed.entry()))?;
+fn fold(mut log: Log, points: &[Point]) -> Result<Vec<Folded>, Failure> {
+    let bar = progress(0, "replaying");
+    let checkpoints: Vec<Checkpoint> = log.checkpoints().cloned().collect();
+    let mut folds: Vec<Fold> = points.iter().map(|point| Fold::new(point.clone(), &checkpoints)).collect();
+    while let Some(piece) = log.next_piece()? {
+        match piece {
+            Piece::Entry(Logged { sealed, .. }) => folds.iter_mut().try_for_each(|fold| fold.take(sealed.entry()))?,
+            Piece::Damage(damage) => note(damage.text()),
+        }
+        bar.inc(1);
     }
     bar.finish_and_clear();
     folds.into_iter().map(Fold::finish).collect()
 }
 
 /// The files up to one point.
-struct Fold {
+struct Fold<'a> {
     point: Point,
     files: Files,
     passed: bool,
+    /// Hold what the log does not hold any more.
+    checkpoints: &'a [Checkpoint],
+    /// Volatile entries are missing, so volatile files may be, too.
+    volatile_lost: bool,
 }
 
-impl Fold {
-    fn new(point: Point, base: Option<&Checkpoint>) -> Result<Self, Failure> {
-        let Some(base) = base else { return Ok(Self { point, files: Files::default(), passed: false }) };
-        let before_log = match &point {
-            Point::Time(ms) => base.heads.values().any(|head| head.time.wall_ms() > *ms),
-            Point::Entry(id) => base.files.seen().holds(id),
-            Point::End => false,
-        };
-        if before_log {
-            return Err(Failure::input(
-                "this point lies before the beginning of the log, in its checkpoint",
-                "give the archives, too, or the log of a server that still has them",
-            ));
-        }
-        Ok(Self { point, files: base.files.clone(), passed: false })
+/// What came out of a fold.
+struct Folded {
+    files: Files,
+    volatile_lost: bool,
+}
+
+impl<'a> Fold<'a> {
+    fn new(point: Point, checkpoints: &'a [Checkpoint]) -> Self {
+        Self { point, files: Files::default(), passed: false, checkpoints, volatile_lost: false }
     }
 
     fn take(&mut self, entry: &Entry) -> Result<(), Failure> {
+        let id = &entry.id;
         let wanted = match &self.point {
             // Within a stream times grow, so what is taken of it has no gap.
             Point::Time(ms) => entry.time.wall_ms() <= *ms,
             Point::Entry(_) => !self.passed,
+            Point::Seen { vector, .. } => vector.holds(id),
             Point::End => true,
         };
-        let id = &entry.id;
-        let held = self.files.seen().seq(&id.stream);
-        if !wanted || id.seq <= held {
-            self.passed |= matches!(&self.point, Point::Entry(point) if point == id);
-            return Ok(());
+        if wanted && id.seq > self.files.seen().seq(&id.stream) + 1 {
+            self.leap(id)?;
         }
-        if id.seq != held + 1 {
-            if id.stream.lane != Lane::Volatile {
-                return Err(Failure::storage(
-                    format!("the entries {} of {} are missing before {id}", gap(held + 1, id.seq - 1), id.stream),
-                    "give the archives or the other part of the log, too; verify tells what is there",
-                ));
-            }
-            // Retention has dropped volatile entries. What they wrote was written over since, or is lost by intention.
-            let mut seen = self.files.seen().clone();
-            seen.raise(&id.stream, id.seq - 1);
-            self.files = Files::restore(registers(&self.files), seen);
+        if wanted && id.seq > self.files.seen().seq(&id.stream) {
+            self.files.apply(entry);
         }
-        self.files.apply(entry);
         self.passed |= matches!(&self.point, Point::Entry(point) if point == id);
         Ok(())
     }
 
-    fn finish(self) -> Result<Files, Failure> {
-        match &self.point {
-            Point::Entry(id) if !self.passed => Err(Failure::input(
-                format!("the entry {id} is not in this log"),
-                "p2pdb dump shows the entries that are",
-            )),
-            _ => Ok(self.files),
+    /// Goes on where the log lacks the entries before `id`: they are in a checkpoint, or were volatile.
+    fn leap(&mut self, id: &EntryId) -> Result<(), Failure> {
+        let held = self.files.seen().seq(&id.stream);
+        let covers = |checkpoint: &&Checkpoint| checkpoint.files.seen().seq(&id.stream) + 1 >= id.seq;
+        let covering = self.checkpoints.iter().find(covers);
+        if let Some(checkpoint) = covering.filter(|checkpoint| self.may_use(checkpoint, id)) {
+            self.files.merge(&checkpoint.files);
+        } else if id.stream.lane == Lane::Volatile {
+            let mut seen = self.files.seen().clone();
+            seen.raise(&id.stream, id.seq - 1);
+            self.files = Files::restore(registers(&self.files), seen);
+            self.volatile_lost = true;
+        } else if covering.is_some() {
+            return Err(Failure::input(
+                "this point lies before the beginning of the log, in its checkpoint",
+                "give the archives, too, or the log of a server that still has them",
+            ));
+        } else {
+            return Err(Failure::storage(
+                format!("the entries {} of {} are missing before {id}", gap(held + 1, id.seq - 1), id.stream),
+                "give the archives or the other part of the log, too; verify tells what is there",
+            ));
         }
+        Ok(())
+    }
+
+    /// Whether nothing in a checkpoint is behind the point.
+    fn may_use(&self, checkpoint: &Checkpoint, next: &EntryId) -> bool {
+        match &self.point {
+            Point::Time(ms) => checkpoint.heads.values().all(|head| head.time.wall_ms() <= *ms),
+            // What a checkpoint holds came before what the log goes on with.
+            Point::Entry(_) => checkpoint.files.seen().seq(&next.stream) + 1 == next.seq,
+            Point::Seen { vector, from_checkpoints } => *from_checkpoints && vector.covers(checkpoint.files.seen()),
+            Point::End => true,
+        }
+    }
+
+    fn merge_checkpoints(&mut self, may_use: impl Fn(&Checkpoint) -> bool) {
+        for checkpoint in self.checkpoints {
+            if may_use(checkpoint) && !self.files.seen().covers(checkpoint.files.seen()) {
+                self.files.merge(&checkpoint.files);
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<Folded, Failure> {
+        match &self.point {
+            Point::Entry(id) if !self.passed => {
+                return Err(Failure::input(
+                    format!("the entry {id} is not in this log"),
+                    "p2pdb dump shows the entries that are",
+                ));
+            }
+            // Streams that have ended, and of which the log holds nothing any more.
+            Point::End => self.merge_checkpoints(|_| true),
+            Point::Seen { vector, from_checkpoints: true } => {
+                let vector = vector.clone();
+                self.merge_checkpoints(|checkpoint| vector.covers(checkpoint.files.seen()));
+            }
+            _ => {}
+        }
+        Ok(Folded { files: self.files, volatile_lost: self.volatile_lost })
     }
 }
 
@@ -234,123 +280,16 @@ fn records(files: &Files, name: &FileName) -> Records {
     held.map(|(key, record)| (key.to_owned(), record.clone())).collect()
 }
 
-/// A register that is not what the log makes of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Discrepancy {
-    file: FileName,
-    key: String,
-    /// As printed; `None`: there is none.
-    log: Option<String>,
-    view: Option<String>,
-    /// The values agree, what they build on or the conflicts do not.
-    history: bool,
-}
-
-/// Compares all registers, deleted ones too.
-fn compare(log: &Files, view: &Files, only: Option<&FileName>) -> Vec<Discrepancy> {
-    let names: BTreeSet<_> = selected(log, only).into_iter().chain(selected(view, only)).collect();
-    let mut found = Vec::new();
-    for name in names {
-        let side = |files: &Files| -> BTreeMap<String, Register> {
-            let held = files.file(name).into_iter().flat_map(|file| file.registers());
-            held.map(|(key, register)| (key.to_owned(), register.clone())).collect()
-        };
-        let (in_log, in_view) = (side(log), side(view));
-        let keys: BTreeSet<&String> = in_log.keys().chain(in_view.keys()).collect();
-        for key in keys {
-            // What is announced and has not arrived may differ; what is true may not.
-            let leaves = |side: &BTreeMap<String, Register>| side.get(key).map(|register| register.leaves.clone());
-            let (one, other) = (leaves(&in_log).unwrap_or_default(), leaves(&in_view).unwrap_or_default());
-            if one == other {
-                continue;
-            }
-            let value = |side: &BTreeMap<String, Register>| {
-                side.get(key).and_then(|register| register.value()).map(Record::to_string)
-            };
-            let (log, view) = (value(&in_log), value(&in_view));
-            found.push(Discrepancy { file: name.clone(), key: key.clone(), history: log == view, log, view });
-        }
-    }
-    found
-}
-
-fn check(paths: &[PathBuf], directory: PathBuf, only: Option<&FileName>, session: &mut Session) -> Outcome {
-    let paths = if paths.is_empty() { vec![directory.clone()] } else { paths.to_vec() };
-    let mut attempt = 1;
-    let (found, files) = loop {
-        // The view first: the log then holds at least as much.
-        let view = view_of(&directory)?;
-        let log = fold(Log::open(&paths)?, &[Point::End])?.remove(0);
-        let found = compare(&log, &view.files, only);
-        if found.is_empty() || !view.moves || attempt == CHECK_ATTEMPTS_MAX {
-            break (found, selected(&log, only).len());
-        }
-        attempt += 1;
-        std::thread::sleep(std::time::Duration::from_millis(200));
-    };
-    let output = &mut session.output;
-    if output.is_json() {
-        output.json(&serde_json::json!({ "equal": found.is_empty(), "files": files, "different": found }))?;
-    } else if found.is_empty() {
-        output.line(output.paint(Style::Good, format_args!("equal: {files} files are what the log says")))?;
-    } else {
-        for Discrepancy { file, key, log, view, history } in &found {
-            let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "(none)".into());
-            let text = match history {
-                true => format!("{file}: {key}: the value is right, but not what it builds on or its conflicts"),
-                false => format!("{file}: {key}: the log says '{}', the view '{}'", shown(log), shown(view)),
-            };
-            output.line(output.paint(Style::Bad, text))?;
-        }
-        output.line("stop the daemon, move the folder 'view' away and start it again: it is rebuilt from the log")?;
-    }
-    Ok(if found.is_empty() { Answer::Yes } else { Answer::No })
-}
-
-/// The files that a server shows.
-struct View {
-    files: Files,
-    /// A daemon is at work on them.
-    moves: bool,
-}
-
-fn view_of(directory: &Path) -> Result<View, Failure> {
-    match Client::connect(directory) {
-        Ok(client) => Ok(View { files: files_of_daemon(client, directory)?, moves: true }),
-        Err(ClientError::NoDaemon { .. }) => Ok(View { files: stored_view(directory)?, moves: false }),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn files_of_daemon(mut client: Client, directory: &Path) -> Result<Files, Failure> {
-    client.set_timeout(Some(super::ANSWER_TIMEOUT))?;
-    let names: Vec<FileName> = match client.call(&Request::FilesList)? {
-        Response::Files(files) => files.into_iter().map(|FileSummary { file, .. }| file).collect(),
-        other => return Err(Failure::of_response(other)),
-    };
-    let directory = DirectoryArgs { directory: directory.to_path_buf() };
-    let mut all = Vec::new();
-    for name in &names {
-        all.extend(registers(&files::fetch(&directory, name)?.files));
-    }
-    Ok(Files::restore(all, Default::default()))
-}
-
-/// The seam to the view of a stopped server.
-fn stored_view(directory: &Path) -> Result<Files, Failure> {
-    Err(Failure::storage(format!("{}: reading the view is not wired yet", directory.display()), ""))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::log::tests::Author;
     use super::*;
 
     fn folded(point: Point, entries: &[std::sync::Arc<crate::core::entry::Sealed>]) -> Result<String, String> {
-        let mut fold = Fold::new(point, None).unwrap();
+        let mut fold = Fold::new(point, &[]);
         let text = |failure: Failure| failure.report().unwrap().what;
         entries.iter().try_for_each(|sealed| fold.take(sealed.entry())).map_err(text)?;
-        let files = fold.finish().map_err(text)?;
+        let files = fold.finish().map_err(text)?.files;
         Ok(files.file(&FileName::new("Notes").unwrap()).map(|file| file.text()).unwrap_or_default())
     }
 
@@ -375,20 +314,5 @@ mod tests {
         assert_eq!(folded(Point::End, &twice).unwrap(), "a, 1\nb, 2\nc, 3\n");
         let gap = [entries[0].clone(), entries[2].clone()];
         assert!(folded(Point::End, &gap).unwrap_err().starts_with("the entries 2 of S1:"));
-    }
-
-    #[test]
-    fn differences_between_log_and_view_are_found() {
-        let mut author = Author::new("S1");
-        let (first, second) = (author.add("Notes", "a, 1"), author.add("Notes", "b, 2"));
-        let mut log = Files::default();
-        log.apply(first.entry());
-        let mut view = log.clone();
-        assert!(compare(&log, &view, None).is_empty());
-        view.apply(second.entry());
-        let found = compare(&log, &view, None);
-        assert_eq!(found.len(), 1);
-        assert_eq!((found[0].log.as_deref(), found[0].view.as_deref()), (None, Some("b, 2")));
-        assert!(compare(&log, &view, Some(&FileName::new("Group").unwrap())).is_empty());
     }
 }

@@ -1,9 +1,10 @@
 //! `p2pdb verify`: proves that a log is whole and genuine, from the log and the cluster CA's certificate alone.
 //!
 //! Every stream is a chain of hashes; signatures vouch for it with the key of the certificate that opens the stream.
-//! Memory holds one head per stream, however long the log is.
+//! Memory holds one head per stream, however long the log is. Where retention has dropped the beginning of a stream, its key
+//! comes from a checkpoint, which nobody has signed: that is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -12,12 +13,13 @@ use serde::Serialize;
 
 use super::Session;
 use super::error::{Answer, Failure, Outcome};
-use super::log::{Log, Logged};
-use super::output::{Style, progress};
+use super::log::{Log, Logged, Piece};
+use super::output::{Style, note, progress};
 use crate::core::entry::{EntryError, Sealed};
 use crate::core::id::{ClusterId, EntryId, Lane, ServerName, Stream};
 use crate::core::oplog::{Certifier, ChainError, Head, follow};
 use crate::edge::certificate::{AuthorityCertificate, CertificateDirectory, verify_server_certificate};
+use crate::edge::log_reader::Position;
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
@@ -31,32 +33,26 @@ pub struct VerifyArgs {
 
 pub fn run(args: VerifyArgs, session: &mut Session) -> Outcome {
     let authority = find_authority(args.ca.as_deref(), &args.paths)?;
-    let log = Log::open(&args.paths)?;
+    let mut log = Log::open(&args.paths)?;
     log.expect_cluster(authority.cluster())?;
-    let bar = progress(log.bytes(), "verifying");
-    let mut verifier = Verifier::new(authority, log.heads());
-    let mut entries = log.entries(false);
+    let bar = progress(0, "verifying");
+    let checkpoints: Vec<BTreeMap<Stream, Head>> = log.checkpoints().map(|found| found.heads.clone()).collect();
+    let mut verifier = Verifier::new(authority, checkpoints);
     let mut wrong = None;
-    loop {
-        match entries.next() {
-            None => break,
-            Some(Ok(logged)) => {
-                bar.set_position(entries.bytes_read());
-                if let Err(error) = verifier.take(&logged.sealed) {
-                    wrong = Some(Finding {
-                        entry: Some(logged.sealed.id().clone()),
-                        why: error.to_string(),
-                        logged: Some(logged),
-                    });
-                    break;
-                }
-            }
-            Some(Err(Failure::Storage(report))) => {
-                wrong = Some(Finding { entry: None, why: report.what, logged: None });
-                break;
-            }
-            Some(Err(failure)) => return Err(failure),
+    while let Some(piece) = log.next_piece()? {
+        let finding = match piece {
+            Piece::Entry(Logged { sealed, place }) => verifier.take(&sealed).err().map(|error| Finding {
+                entry: Some(sealed.id().clone()),
+                why: error.to_string(),
+                place: Some(place),
+            }),
+            Piece::Damage(damage) => Some(Finding { entry: None, why: damage.text(), place: None }),
+        };
+        wrong = finding;
+        if wrong.is_some() {
+            break;
         }
+        bar.inc(1);
     }
     bar.finish_and_clear();
     tell(&verifier, wrong, session)
@@ -66,13 +62,16 @@ pub fn run(args: VerifyArgs, session: &mut Session) -> Outcome {
 struct Finding {
     entry: Option<EntryId>,
     why: String,
-    logged: Option<Logged>,
+    place: Option<Position>,
 }
 
 /// Follows all streams of a log.
 struct Verifier {
     cluster: ClusterId,
     certifier: ByAuthority,
+    checkpoints: Vec<BTreeMap<Stream, Head>>,
+    /// What the certificates in this log certify.
+    keys: BTreeSet<(ServerName, [u8; 32])>,
     streams: BTreeMap<Stream, Progress>,
     entries: u64,
     /// Volatile entries that retention has dropped.
@@ -83,19 +82,19 @@ struct Verifier {
 struct Progress {
     head: Head,
     signed_up_to: u64,
+    /// The log holds the stream's certificate; the key is not only what a checkpoint says.
+    certified: bool,
 }
 
 impl Verifier {
-    /// `heads` are where streams begin whose first entries are in a checkpoint only.
-    fn new(authority: AuthorityCertificate, heads: BTreeMap<Stream, Head>) -> Self {
-        let streams = heads.into_iter().map(|(stream, head)| {
-            let signed_up_to = head.seq;
-            (stream, Progress { head, signed_up_to })
-        });
+    /// The heads of checkpoints tell the keys of streams whose beginning the log does not hold any more.
+    fn new(authority: AuthorityCertificate, checkpoints: Vec<BTreeMap<Stream, Head>>) -> Self {
         Self {
             cluster: authority.cluster(),
             certifier: ByAuthority(authority),
-            streams: streams.collect(),
+            checkpoints,
+            keys: BTreeSet::new(),
+            streams: BTreeMap::new(),
             entries: 0,
             dropped: 0,
         }
@@ -115,35 +114,54 @@ impl Verifier {
         }
         let held_seq = held.as_ref().map_or(0, |progress| progress.head.seq);
         if id.seq != held_seq + 1 {
-            let key = held.as_ref().map(|progress| progress.head.public_key).or_else(|| self.key_of_run(&id.stream));
-            match key {
-                // Retention may drop volatile entries; what is left still has to be signed.
-                Some(public_key) if id.stream.lane == Lane::Volatile => {
-                    self.dropped += id.seq - 1 - held_seq;
-                    let time = held.as_ref().map_or_else(Default::default, |progress| progress.head.time);
-                    let head = Head { seq: id.seq - 1, hash: entry.previous, time, public_key };
-                    held = Some(Progress { head, signed_up_to: id.seq - 1 });
-                }
-                _ => return Err(ChainError::Gap { id: id.clone(), held: held_seq }),
-            }
+            held = Some(self.leap(held, sealed)?);
         }
-        let mut signed_up_to = held.as_ref().map_or(0, |progress| progress.signed_up_to);
+        let (mut signed_up_to, certified) =
+            held.as_ref().map_or((0, true), |progress| (progress.signed_up_to, progress.certified));
         let head = follow(held.map(|progress| progress.head), sealed, &self.certifier)?;
+        if entry.certificate.is_some() {
+            self.keys.insert((id.stream.origin.clone(), head.public_key));
+        }
         if sealed.signature().is_some() {
             let wrong = |error| ChainError::Entry(id.clone(), error);
             let key = VerifyingKey::from_bytes(&head.public_key).map_err(|_| wrong(EntryError::Signature))?;
             sealed.verify(self.cluster, &key).map_err(wrong)?;
             signed_up_to = id.seq;
         }
-        self.streams.insert(id.stream.clone(), Progress { head, signed_up_to });
+        self.streams.insert(id.stream.clone(), Progress { head, signed_up_to, certified });
         self.entries += 1;
         Ok(())
     }
 
-    /// Both lanes of a run are signed with one key.
-    fn key_of_run(&self, stream: &Stream) -> Option<[u8; 32]> {
-        let audit = Stream { lane: Lane::Audit, ..stream.clone() };
-        self.streams.get(&audit).map(|progress| progress.head.public_key)
+    /// Where a stream goes on behind entries that the log may lack: volatile ones, and those in a checkpoint.
+    fn leap(&mut self, held: Option<Progress>, sealed: &Sealed) -> Result<Progress, ChainError> {
+        let id = sealed.id();
+        let held_seq = held.as_ref().map_or(0, |progress| progress.head.seq);
+        let gap = || ChainError::Gap { id: id.clone(), held: held_seq };
+        let volatile = id.stream.lane == Lane::Volatile;
+        let in_checkpoint = self.checkpoints.iter().filter_map(|heads| heads.get(&id.stream));
+        let in_checkpoint = in_checkpoint.max_by_key(|head| head.seq).filter(|head| head.seq + 1 >= id.seq);
+        if !volatile && (held.is_some() || in_checkpoint.is_none()) {
+            return Err(gap());
+        }
+        // Both lanes of a run are signed with one key.
+        let audit = self.streams.get(&Stream { lane: Lane::Audit, ..id.stream.clone() });
+        let known = held.as_ref().or(audit).map(|progress| (progress.head.public_key, progress.certified));
+        let (public_key, certified) = known.or(in_checkpoint.map(|head| (head.public_key, false))).ok_or_else(gap)?;
+        if volatile {
+            self.dropped += id.seq - 1 - held_seq;
+        }
+        let time = held.map_or_else(Default::default, |progress| progress.head.time);
+        let head = Head { seq: id.seq - 1, hash: sealed.entry().previous, time, public_key };
+        Ok(Progress { head, signed_up_to: id.seq - 1, certified })
+    }
+
+    /// Streams whose certificate is neither in the log nor equal to one of the same server that is.
+    fn uncertified(&self) -> Vec<&Stream> {
+        let of_checkpoint = self.streams.iter().filter(|(stream, progress)| {
+            !progress.certified && !self.keys.contains(&(stream.origin.clone(), progress.head.public_key))
+        });
+        of_checkpoint.map(|(stream, _)| stream).collect()
     }
 
     /// The first entry that no signature vouches for.
@@ -155,7 +173,8 @@ impl Verifier {
     }
 }
 
-struct ByAuthority(AuthorityCertificate);
+/// Certifies by the cluster CA.
+pub struct ByAuthority(pub AuthorityCertificate);
 
 impl Certifier for ByAuthority {
     fn certified(&self, certificate_der: &[u8]) -> Result<(ServerName, [u8; 32]), String> {
@@ -188,7 +207,7 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
     let wrong = wrong.or_else(|| {
         let entry = verifier.unsigned()?;
         let why = format!("entry {entry} and those behind it in its stream are not vouched for by a signature");
-        Some(Finding { entry: Some(entry), why, logged: None })
+        Some(Finding { entry: Some(entry), why, place: None })
     });
     let output = &mut session.output;
     if output.is_json() {
@@ -198,6 +217,8 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
             cluster: String,
             entries: u64,
             dropped_volatile_entries: u64,
+            /// Streams whose key only a checkpoint vouches for.
+            uncertified: Vec<String>,
             streams: Vec<StreamView>,
             wrong: Option<WrongView>,
         }
@@ -225,10 +246,11 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
             cluster: verifier.cluster.to_string(),
             entries: verifier.entries,
             dropped_volatile_entries: verifier.dropped,
+            uncertified: verifier.uncertified().into_iter().map(Stream::to_string).collect(),
             streams: streams.collect(),
             wrong: wrong.as_ref().map(|finding| WrongView {
                 entry: finding.entry.as_ref().map(EntryId::to_string),
-                place: finding.logged.as_ref().map(|logged| logged.place.to_string()),
+                place: finding.place.as_ref().map(Position::to_string),
                 why: finding.why.clone(),
             }),
         };
@@ -244,7 +266,7 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
         match &wrong {
             None => output.line(output.paint(Style::Good, format_args!("good: {text}")))?,
             Some(finding) => {
-                let place = finding.logged.as_ref().map(|logged| format!(" ({})", logged.place)).unwrap_or_default();
+                let place = finding.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
                 output.line(output.paint(Style::Bad, format_args!("WRONG: {}{place}", finding.why)))?;
                 output.line(format_args!("good before it: {text}"))?;
             }
@@ -252,6 +274,11 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
         if verifier.dropped > 0 {
             output.line(format_args!("{} volatile entries were dropped by retention", verifier.dropped))?;
         }
+    }
+    for stream in verifier.uncertified() {
+        note(format_args!(
+            "the certificate of {stream} is not in this log, only a checkpoint vouches for its key; verify the log of a server that has all of it"
+        ));
     }
     Ok(if wrong.is_none() { Answer::Yes } else { Answer::No })
 }
@@ -265,14 +292,14 @@ mod tests {
     fn a_genuine_log_is_good_and_a_changed_one_is_not() {
         let mut author = Author::new("S1");
         let entries: Vec<_> = (0..5).map(|number| author.add("Notes", &format!("k{number}, v"))).collect();
-        let mut verifier = Verifier::new(author.authority(), BTreeMap::new());
+        let mut verifier = Verifier::new(author.authority(), Vec::new());
         entries.iter().for_each(|sealed| verifier.take(sealed).unwrap());
         assert_eq!((verifier.entries, verifier.unsigned()), (5, None));
         // The same entries again change nothing.
         entries.iter().for_each(|sealed| verifier.take(sealed).unwrap());
         assert_eq!(verifier.entries, 5);
 
-        let mut verifier = Verifier::new(author.authority(), BTreeMap::new());
+        let mut verifier = Verifier::new(author.authority(), Vec::new());
         verifier.take(&entries[0]).unwrap();
         let mut forged = entries[1].entry().clone();
         forged.reason = "another".into();
@@ -288,7 +315,7 @@ mod tests {
         let first = author.add("Notes", "a, 1");
         let second = author.add("Notes", "b, 1");
         let unsigned = Sealed::new(second.entry().clone(), None);
-        let mut verifier = Verifier::new(author.authority(), BTreeMap::new());
+        let mut verifier = Verifier::new(author.authority(), Vec::new());
         verifier.take(&first).unwrap();
         verifier.take(&unsigned).unwrap();
         assert_eq!(verifier.unsigned(), Some(second.id().clone()));
@@ -298,7 +325,7 @@ mod tests {
     fn a_foreign_log_is_not_good() {
         let mut author = Author::new("S1");
         let other = Author::new("S1");
-        let mut verifier = Verifier::new(other.authority(), BTreeMap::new());
+        let mut verifier = Verifier::new(other.authority(), Vec::new());
         assert!(matches!(verifier.take(&author.add("Notes", "a, 1")), Err(ChainError::Certificate(..))));
     }
 }
