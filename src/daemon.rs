@@ -7,6 +7,7 @@
 
 mod membership;
 mod requests;
+mod stages;
 mod start;
 mod status;
 mod world;
@@ -41,6 +42,7 @@ use crate::edge::tls::TlsIdentity;
 use crate::edge::view::ViewError;
 use crate::format;
 use crate::ports::carry_out;
+use stages::Stage;
 use world::World;
 
 pub use membership::FOUNDING_FILE;
@@ -177,6 +179,11 @@ impl Daemon {
     /// Feeds the node, carries out what it wants, and tells whoever watches.
     fn input(&mut self, input: Input) {
         let appended = matches!(input, Input::Appended).then(|| std::mem::take(&mut self.world.appending));
+        if let Some(entries) = &appended {
+            let own = |sealed: &&Arc<Sealed>| sealed.id().stream.origin == self.config.name;
+            stages::pass(Stage::Durable, entries.iter().filter(own).map(|sealed| sealed.id()));
+            stages::pass(Stage::Replicated, entries.iter().filter(|sealed| !own(sealed)).map(|sealed| sealed.id()));
+        }
         let outputs = self.node.handle(self.clock.now(), input);
         carry_out(&mut self.world, outputs);
         if let Some(entries) = appended {
@@ -189,6 +196,7 @@ impl Daemon {
             self.send_checkpoint(peer);
         }
         for (ticket, result) in std::mem::take(&mut self.world.replies) {
+            stages::pass(Stage::Replied, result.iter().map(|committed| &committed.entry));
             if let Some(continuation) = self.continuations.remove(&ticket) {
                 continuation(self, result);
             }
@@ -416,7 +424,12 @@ impl Daemon {
             Message::NoBundle { digest } => self.fetcher.refused(&peer, digest),
             Message::WantCertificate { request } => self.issue_for_peer(peer, &request),
             Message::Certificate { result } => self.certificate_arrived(peer, result),
-            message => self.input(Input::Frame { peer, message }),
+            message => {
+                if let Message::Entries(entries) = &message {
+                    stages::pass(Stage::Received, entries.iter().map(|sealed| sealed.id()));
+                }
+                self.input(Input::Frame { peer, message });
+            }
         }
     }
 

@@ -102,6 +102,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
     let plain = PlainFiles::start(&config.files, current, plain_sender)
         .map_err(|source| DaemonError::Io { path: config.files.clone(), source })?;
     let world = World {
+        me: config.name.clone(),
         journal,
         view,
         mesh: Arc::new(mesh),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::{debug, warn};
 
+use super::stages::{self, Stage};
 use crate::core::entry::Sealed;
 use crate::core::id::ServerName;
 use crate::core::io::{Committed, Event, Message, Refusal, Ticket};
@@ -29,6 +30,7 @@ pub struct Sent {
 }
 
 pub struct World {
+    pub me: ServerName,
     pub journal: journal::Journal,
     pub view: view::View,
     pub mesh: Arc<Mesh>,
@@ -75,6 +77,9 @@ impl World {
 
 impl Journal for World {
     fn append(&mut self, entries: Vec<Arc<Sealed>>) {
+        let own = |sealed: &&Arc<Sealed>| sealed.id().stream.origin == self.me;
+        stages::pass(Stage::Sealed, entries.iter().filter(own).map(|sealed| sealed.id()));
+        stages::pass(Stage::Checked, entries.iter().filter(|sealed| !own(sealed)).map(|sealed| sealed.id()));
         self.appending.clone_from(&entries);
         self.journal.append(entries);
     }
@@ -98,6 +103,9 @@ impl View for World {
 impl Peers for World {
     fn send(&mut self, peers: &[ServerName], message: Message) {
         self.send_on(Channel::Live, peers, &message);
+        if let Message::Entries(entries) = &message {
+            stages::pass(Stage::Sent, entries.iter().map(|sealed| sealed.id()));
+        }
     }
 
     fn send_checkpoint(&mut self, peer: ServerName) {
