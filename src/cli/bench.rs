@@ -3,6 +3,7 @@
 //! Times are CLOCK_MONOTONIC in nanoseconds, the same for all processes of a machine.
 
 mod fill;
+mod plain;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub enum BenchCommand {
     Edit(EditBenchArgs),
     /// Tell when changes became readable here: {"entry","files","readable_ns"}
     Watch(WatchArgs),
+    /// Tell when plain files were saved: {"folder","file","saved_ns"}
+    Plain(plain::PlainArgs),
     /// Write entries to the log of a stopped server
     Fill(fill::FillArgs),
 }
@@ -80,6 +83,7 @@ pub fn run(command: BenchCommand, session: &mut Session) -> Outcome {
     match command {
         BenchCommand::Edit(args) => EditBench::new(&args)?.run(&mut session.output),
         BenchCommand::Watch(args) => watch(&args, &mut session.output),
+        BenchCommand::Plain(args) => plain::run(&args, &mut session.output),
         BenchCommand::Fill(args) => fill::run(&args, session),
     }
 }

@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn every_bad_line_is_named() {
         let errors = parse("Group", b"S1\nS2, x\nS3\nS1\n").unwrap_err();
-        assert_eq!(errors[0], (2, "Group takes 1 fields (name), this record has 2".into()));
+        assert_eq!(errors[0], (2, "Group takes 1 field (name), this record has 2".into()));
         assert_eq!(errors[1], (4, "line 1 has the same key 'S1'; keep one of the two lines".into()));
     }
 

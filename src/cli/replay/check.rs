@@ -64,7 +64,7 @@ pub fn check(paths: &[PathBuf], directory: PathBuf, only: Option<&FileName>, ses
     if equal {
         let checkpoint = match in_checkpoint {
             Some(_) => ", and so is the checkpoint",
-            None => "; there is no checkpoint, or the log does not reach back behind it",
+            None => "",
         };
         output
             .line(output.paint(Style::Good, format_args!("equal: {files} files are what the log says{checkpoint}")))?;
