@@ -342,6 +342,20 @@ fn a_partial_return_taken_for_a_stale_buffer_works_the_second_time() {
 }
 
 #[test]
+fn taking_back_ones_own_work_is_no_stale_buffer() {
+    let mut world = World::new(&["a, 1", "b, 1"]);
+    world.read();
+    for text in ["a, 1\nb, 1\nc, 1\n", "a, 1\nb, 1\nc, 1\nd, 1\n", "a, 1\n"] {
+        world.write(text);
+        world.commit();
+    }
+    world.ends_as(&["a, 1"]);
+    world.write("a, 1\nb, 1\nc, 1\n");
+    world.ends_as(&["a, 1", "b, 1", "c, 1"]);
+    assert_eq!((world.conflicts(), world.rejected), (0, None));
+}
+
+#[test]
 fn a_script_that_never_reads_replaces_the_file() {
     let mut world = World::new(&["a, 1", "b, 1"]);
     world.write("a, 1\nc, 1\n");

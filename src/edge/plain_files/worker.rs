@@ -66,6 +66,8 @@ struct Watched {
     /// The last that were known, for a file that has vanished.
     attributes: Attributes,
     author: String,
+    /// An editor is copying the file to its backup `FILE~`: nobody gets to see what it reads.
+    backing_up: bool,
     /// What could not be done, and is tried again.
     undone: VecDeque<Action>,
     retry_at: Option<Instant>,
@@ -81,6 +83,7 @@ impl Watched {
             orphans: VecDeque::new(),
             attributes: Attributes::default(),
             author: "plain file".into(),
+            backing_up: false,
             undone: VecDeque::new(),
             retry_at: None,
             write_alarmed: false,
@@ -215,6 +218,11 @@ impl Worker {
             let actions = held.plain.acknowledged();
             self.act(&name, actions);
         }
+        if let Some(name) = name.strip_suffix('~').and_then(|name| FileName::new(name).ok())
+            && let Some(held) = self.files.get_mut(&name)
+        {
+            held.backing_up = mask.contains(EventMask::CREATE);
+        }
         if is_shown_name(name)
             && let Ok(name) = FileName::new(name)
         {
@@ -232,7 +240,7 @@ impl Worker {
         let mut inodes = held.current.iter_mut().chain(held.orphans.iter_mut().map(|(_, inode)| inode));
         let Some(inode) = inodes.find(|inode| inode.watch.get_watch_descriptor_id() == watch) else { return };
         inode.opened |= mask.contains(EventMask::OPEN);
-        if mask.contains(EventMask::ACCESS) {
+        if mask.contains(EventMask::ACCESS) && !held.backing_up {
             held.plain.read(inode.text);
             // Once is enough: a file that is read all the time need not wake anybody.
             let _ = watch_file(&self.inotify, &inode.file, false);
@@ -276,6 +284,7 @@ impl Worker {
             }
         };
         held.author = "plain file".into();
+        held.backing_up = false;
         if current {
             held.undone.retain(|action| !matches!(action, Action::Rewrite { .. }));
         }
@@ -395,7 +404,7 @@ impl Worker {
             self.folder_checked = now;
             self.check_folder();
         }
-        if self.folder_lost.is_some_and(|retry_at| retry_at <= now) {
+        if self.folder_lost.is_some_and(|retry_at| retry_at <= Instant::now()) {
             self.find_folder();
         }
         let now_ms = self.now_ms();
@@ -453,10 +462,11 @@ impl Worker {
             match self.act_once(name, &action) {
                 Ok(further) => actions.extend(further),
                 Err(error) => {
+                    self.check_folder();
                     let Some(held) = self.files.get_mut(name) else { return };
                     held.retry_at = Some(Instant::now() + RETRY_EVERY);
                     held.undone.push_back(action);
-                    if !std::mem::replace(&mut held.write_alarmed, true) {
+                    if self.folder_lost.is_none() && !std::mem::replace(&mut held.write_alarmed, true) {
                         let path = self.folder.path().join(name.as_str());
                         let text = format!("{}: {error}; it is tried again every second", path.display());
                         self.send(PlainEvent::Alarm { name: write_alarm(name), text });
@@ -649,6 +659,9 @@ impl Worker {
                 if let Some(inode) = held.current.take() {
                     held.orphans.push_back((Instant::now(), inode));
                 }
+                // Only the reports are still to be written: everything else is found out anew.
+                held.undone.retain(|action| matches!(action, Action::Reject { .. }));
+                held.retry_at = held.retry_at.map(|_| Instant::now()).filter(|_| !held.undone.is_empty());
             }
             self.fill_folder()
         });
