@@ -247,6 +247,11 @@ impl PlainFile {
         self.schema = schema;
     }
 
+    /// There is a `FILE.rejected` from before: the next good save removes it.
+    pub fn found_report(&mut self) {
+        self.rejected = true;
+    }
+
     pub fn tree(&self) -> Option<&Arc<ShownFile>> {
         self.tree.as_ref()
     }
@@ -332,7 +337,7 @@ impl PlainFile {
     /// The file was written and closed, or another one took its place. Returns the name of the text it now holds.
     pub fn saved(&mut self, now_ms: u64, save: Save) -> (TextId, Vec<Action>) {
         if save.orphan {
-            if self.text(save.held).is_some_and(|text| text.text().as_bytes() == save.bytes) {
+            if self.is_known(&save) {
                 return (save.held, Vec::new());
             }
         } else if let Some(content) = &self.content
@@ -619,6 +624,14 @@ impl PlainFile {
             }
         }
         self.texts = kept;
+    }
+
+    /// Whether a save is what its file held before, taken or still under way: it was closed without a change, or
+    /// read before.
+    fn is_known(&self, save: &Save) -> bool {
+        self.text(save.held).is_some_and(|text| text.text().as_bytes() == save.bytes)
+            || self.in_flight.as_ref().is_some_and(|held| held.id == save.held && held.text.as_bytes() == save.bytes)
+            || self.waiting.iter().any(|(id, held)| *id == save.held && held.bytes == save.bytes)
     }
 
     fn text(&self, id: TextId) -> Option<&Arc<ShownFile>> {

@@ -408,6 +408,21 @@ fn what_is_written_into_a_replaced_file_is_not_lost() {
 }
 
 #[test]
+fn a_replaced_file_that_is_closed_again_says_nothing_new() {
+    let mut world = World::new(&["a, 1"]);
+    world.write("a, 1\nb, 1\n");
+    let held = world.disk.as_ref().unwrap().1;
+    world.remote("r, 1");
+    let save = |bytes: &str, held| Save { bytes: bytes.into(), held, orphan: true };
+    let (first, actions) = world.file.saved(world.now_ms, save("a, 1\nb, 1\nc, 1\n", held));
+    assert_eq!(actions, []);
+    let (second, _) = world.file.saved(world.now_ms, save("a, 1\nb, 1\nc, 1\n", first));
+    assert_eq!(first, second);
+    world.ends_as(&["a, 1", "b, 1", "c, 1", "r, 1"]);
+    assert_eq!(world.rejected, None);
+}
+
+#[test]
 fn half_written_texts_get_their_grace() {
     let mut world = World::new(&["a, 1", "b, 1"]);
     world.write("");
