@@ -786,12 +786,7 @@ fn figures_are_printed() {
     let mut left = count;
     while left > 0 {
         let size = left.min(500);
-        let mut batch: Vec<_> = (1..size)
-            .map(|number| {
-                let key = (number % 100).to_string();
-                mail.unsigned(&[("Notes", &key, Some(&format!("{key}, some text of the usual length")))])
-            })
-            .collect();
+        let mut batch: Vec<_> = (1..size).map(|_| mail.small_unsigned()).collect();
         batch.push(mail.small());
         open.append(batch);
         left -= size;
