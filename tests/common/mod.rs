@@ -1,6 +1,9 @@
 //! Builders of entries for the tests of formats and of the journal.
 #![allow(dead_code)]
 
+#[cfg(feature = "daemon")]
+pub mod rig;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
