@@ -17,6 +17,13 @@ fn open(directory: &Path, log: Option<&Vector>) -> Opened {
     View::open(directory, log).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Opens a view that must be accepted as it is.
+fn accepted(directory: &Path, log: Option<&Vector>) -> Files {
+    let opened = open(directory, log);
+    let reason = opened.reason_for_rebuild;
+    opened.state.unwrap_or_else(|| panic!("not accepted: {reason:?}"))
+}
+
 fn sample(count: usize) -> Files {
     let mut mail = Origin::new("mail", 1, Lane::Audit);
     let mut entries = vec![mail.entry(&[])];
@@ -70,7 +77,7 @@ fn deleted_and_rebuilt_it_has_the_same_digest() {
     filled(&directory, &files);
     fs::remove_dir_all(&directory).unwrap();
     filled(&directory, &files);
-    let state = open(&directory, Some(files.seen())).state.unwrap();
+    let state = accepted(&directory, Some(files.seen()));
     assert_eq!(state.digest(), files.digest());
     assert_eq!(state, files);
 }
@@ -88,7 +95,7 @@ fn a_view_ahead_of_the_log_is_moved_aside() {
         assert_eq!(opened.reason_for_rebuild.as_deref(), Some("it is ahead of the log"));
         opened.view.rewrite(&files, None);
         opened.view.close();
-        assert_eq!(open(&directory, Some(files.seen())).state.unwrap(), files);
+        assert_eq!(accepted(&directory, Some(files.seen())), files);
         assert_eq!(asides(&directory).len(), 1, "one is kept, not more");
         fs::remove_dir_all(&directory).unwrap();
     }
@@ -105,7 +112,7 @@ fn a_view_that_lags_is_brought_up_to_date() {
     opened.view.rewrite(&files, Some(&state));
     assert!(opened.view.waiting() <= 12, "only what differs is written");
     opened.view.close();
-    assert_eq!(open(&directory, None).state.unwrap(), files);
+    assert_eq!(accepted(&directory, None), files);
 }
 
 #[test]
@@ -127,7 +134,7 @@ fn long_values_come_back_and_shrink_again() {
         assert_eq!(opened.reason_for_rebuild, None);
         opened.view.project(vec![written], seen.clone());
         opened.view.close();
-        let state = open(&directory, Some(&seen)).state.unwrap();
+        let state = accepted(&directory, Some(&seen));
         assert_eq!(state.file(&FileName::new("Notes").unwrap()).unwrap().register("k"), Some(&register));
     }
 }
@@ -162,10 +169,24 @@ fn damage_is_never_taken_for_the_truth() {
         }
         opened.view.rewrite(&files, opened.state.as_ref());
         opened.view.close();
-        let state = open(&directory, Some(files.seen())).state.unwrap();
+        let state = accepted(&directory, Some(files.seen()));
         assert_eq!(state.digest(), files.digest());
         fs::remove_dir_all(&directory).unwrap();
         filled(&directory, &files);
     }
     assert!(rebuilt >= 3, "{rebuilt}");
+}
+
+#[test]
+fn a_view_that_another_holds_is_left_alone() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("view");
+    let files = sample(10);
+    filled(&directory, &files);
+    let holder = fs::File::open(directory.join("db")).unwrap();
+    holder.lock().unwrap();
+    assert!(matches!(View::open(&directory, None), Err(p2pdb::edge::view::ViewError::Held(_))));
+    assert!(asides(&directory).is_empty());
+    drop(holder);
+    assert_eq!(accepted(&directory, Some(files.seen())), files);
 }

@@ -10,13 +10,13 @@
 //! truth, and long values in pieces.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sled::Transactional;
 use sled::transaction::{
@@ -41,6 +41,10 @@ const PIECE_BYTES_MAX: usize = 96 << 10;
 const CACHE_BYTES: u64 = 4 << 20;
 const FLUSH_EVERY_MS: u64 = 500;
 
+/// The file in which sled keeps everything, and which it locks.
+const DATABASE_FILE: &str = "db";
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
 const META_TREE: &str = "meta";
 const FILE_TREE_PREFIX: &str = "file/";
 const KEY_VERSION: &str = "version";
@@ -55,11 +59,14 @@ pub enum ViewError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("cannot open a new view in {}: {why}", path.display())]
     Open { path: PathBuf, why: String },
+    #[error("{} is held by another program; stop it: only the daemon uses the view", .0.display())]
+    Held(PathBuf),
 }
 
 /// The view, open for writing.
 pub struct View {
     shared: Arc<Shared>,
+    directory: PathBuf,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -76,14 +83,18 @@ impl View {
     /// Opens the view in a directory, or begins one. With the vector of the log given, a view that is ahead of it is in doubt.
     ///
     /// # Errors
-    /// Only when no new view can be made either.
+    /// When the view is held by another program, or when no new view can be made.
     pub fn open(directory: &Path, log: Option<&Vector>) -> Result<Opened, ViewError> {
         let existed = fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some());
         let mut reason_for_rebuild = None;
         if existed {
+            // That it is held says nothing about what is in it: it must not count as a doubt.
+            if !wait_until_released(directory) {
+                return Err(ViewError::Held(directory.join(DATABASE_FILE)));
+            }
             match guarded(|| load(directory, log)) {
                 Ok((trees, state)) => {
-                    let view = Self::start(trees)?;
+                    let view = Self::start(directory, trees)?;
                     return Ok(Opened { view, state: Some(state), reason_for_rebuild: None });
                 }
                 Err(why) => {
@@ -94,10 +105,10 @@ impl View {
         }
         let trees = guarded(|| begin(directory));
         let trees = trees.map_err(|why| ViewError::Open { path: directory.to_owned(), why })?;
-        Ok(Opened { view: Self::start(trees)?, state: None, reason_for_rebuild })
+        Ok(Opened { view: Self::start(directory, trees)?, state: None, reason_for_rebuild })
     }
 
-    fn start(trees: Trees) -> Result<Self, ViewError> {
+    fn start(directory: &Path, trees: Trees) -> Result<Self, ViewError> {
         let shared = Arc::new(Shared::default());
         let writer = shared.clone();
         let thread = std::thread::Builder::new().name("view".into()).spawn(move || write_all(&writer, trees));
@@ -106,7 +117,7 @@ impl View {
             path: PathBuf::from("view"),
             source,
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, directory: directory.to_owned(), thread: Some(thread) })
     }
 
     /// Puts registers in; `seen` holds once they are. Returns at once.
@@ -157,7 +168,9 @@ impl View {
         self.shared.lock().stopping = true;
         self.shared.changed.notify_all();
         // A writer that panicked has left its reason in `failed`.
-        let _ = self.thread.take().map(JoinHandle::join);
+        if self.thread.take().map(JoinHandle::join).is_some() {
+            wait_until_released(&self.directory);
+        }
     }
 }
 
@@ -455,6 +468,22 @@ fn join(
             Ok(value)
         }
         _ => Err("a value has no known form".into()),
+    }
+}
+
+/// Waits until nobody holds the database's lock: sled's background threads go on using the file for a moment after
+/// the database was closed. False if it is held for longer than that can take.
+fn wait_until_released(directory: &Path) -> bool {
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    loop {
+        let locked = fs::File::open(directory.join(DATABASE_FILE)).map(|file| file.try_lock());
+        if !matches!(locked, Ok(Err(TryLockError::WouldBlock))) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -352,3 +352,72 @@ impl Committer {
         state.usage.sync_us_max = state.usage.sync_us_max.max(sync_us);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::sync::{Condvar, Mutex};
+
+    use super::super::index::{Index, Recent};
+    use super::super::segment_files::Places;
+    use super::super::{JournalConfig, JournalEvent, State, Usage};
+    use super::*;
+    use crate::core::clock::Timestamp;
+    use crate::core::entry::Entry;
+    use crate::core::id::{ClusterId, Digest, EntryId, Lane, ServerName};
+    use crate::core::priority::Class;
+
+    #[test]
+    fn after_a_failed_write_nothing_is_written_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = JournalConfig::new(directory.path(), ClusterId([1; 16]));
+        let path = directory.path().join("segment");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let (sender, events) = channel();
+        let state = State {
+            index: Index::default(),
+            recent: Recent::new(1000),
+            segments: BTreeMap::new(),
+            active: 1,
+            checkpoints_waiting: 0,
+            keeper_gone: false,
+            usage: Usage::default(),
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            checkpoint_stored: Condvar::new(),
+            slot: Mutex::new(SpareSlot::new(None, 2)),
+            slot_changed: Condvar::new(),
+            places: Places::of_node(directory.path()),
+            config,
+            clock: Arc::new(|| 0),
+            notify: Arc::new(move |event| drop(sender.send(event))),
+        });
+        // A file that cannot be written to stands for a disk that fails.
+        let file = File::open(&path).unwrap();
+        let current = OpenSegment { number: 1, path, file, at: SEGMENT_HEADER_BYTES as u64, bytes: 4096 };
+        let committer = Committer::new(shared.clone(), Some(current), VecDeque::new());
+        let stream = Stream { origin: ServerName::new("mail").unwrap(), run: 1, lane: Lane::Audit };
+        let entry = Entry {
+            id: EntryId { stream: stream.clone(), seq: 1 },
+            time: Timestamp(1),
+            class: Class::Transmission,
+            author: String::new(),
+            reason: String::new(),
+            previous: Digest::ZERO,
+            certificate: None,
+            diffs: Vec::new(),
+        };
+        let sealed = Arc::new(Sealed::new(entry, None));
+        let (commands, received) = channel();
+        commands.send(Command::Append(vec![sealed.clone()])).unwrap();
+        let thread = std::thread::spawn(move || committer.run(&received));
+        let first = events.recv_timeout(Duration::from_secs(5)).unwrap();
+        assert!(matches!(first, JournalEvent::Fatal(JournalError::Disk { .. })), "{first:?}");
+        commands.send(Command::Append(vec![sealed])).unwrap();
+        commands.send(Command::Close).unwrap();
+        thread.join().unwrap();
+        assert!(events.try_recv().is_err(), "nothing is acknowledged after that");
+        assert_eq!(lock(&shared.state).index.head(&stream), 0);
+    }
+}
