@@ -53,6 +53,11 @@ impl HybridClock {
         self.last
     }
 
+    /// The latest timestamp made or seen.
+    pub fn last(&self) -> Timestamp {
+        self.last
+    }
+
     /// Takes note of a timestamp that came from elsewhere.
     pub fn observe(&mut self, seen: Timestamp) {
         self.last = self.last.max(seen);

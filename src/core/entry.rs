@@ -236,6 +236,11 @@ impl Sealed {
         self.signature.as_ref()
     }
 
+    /// The same entry, for a place at which a later signature vouches for it.
+    pub fn without_signature(self) -> Self {
+        Self { signature: None, ..self }
+    }
+
     pub fn sign(&mut self, cluster: ClusterId, key: &SigningKey) {
         self.signature = Some(key.sign(&signed_message(cluster, &self.hash)).to_bytes());
     }

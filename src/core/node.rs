@@ -37,6 +37,8 @@ use super::waits::Waits;
 pub const TICK_MS: u64 = 50;
 /// Transactions that may wait before further ones are refused.
 const SUBMITS_WAITING_MAX: usize = 20_000;
+/// Tickets from here on are the node's own: nobody waits for their replies.
+const FIRST_INTERNAL_TICKET: Ticket = Ticket::MAX / 2;
 /// How long after giving a flag the node waits before it gives it again.
 const FLAG_PATIENCE_US: u64 = 2_000_000;
 
@@ -126,7 +128,7 @@ enum Work {
 /// What is being made durable.
 enum Writing {
     Commit(Commit),
-    /// A received checkpoint, merged with what was here.
+    /// A received checkpoint, merged with what was here. Its answer comes after those of the checkpoints asked for before.
     Checkpoint {
         peer: ServerName,
         merged: Box<Files>,
@@ -171,10 +173,19 @@ pub struct Node {
     anchor: Option<ClockAnchor>,
     jumped_ms: i64,
     alarms: BTreeMap<String, String>,
+    /// The latest entry of each origin whose entries are ahead of this server's clock.
+    ahead: BTreeMap<ServerName, Timestamp>,
     flags_given: BTreeMap<ServerName, u64>,
     others: BTreeSet<ServerName>,
+    /// Whether the `Server` file names, or has named, the origin of every entry held; and of how many streams that was said.
+    origins_known: bool,
+    streams_known: usize,
     digests: Option<(Digest, Digest)>,
     bytes_since_checkpoint: u64,
+    /// Checkpoints of the node's own state that the journal has not answered yet.
+    checkpoints_unanswered: usize,
+    /// A received checkpoint that waits for the writer.
+    incoming: Option<(ServerName, Box<Checkpoint>)>,
     internal_tickets: Ticket,
 }
 
@@ -202,11 +213,16 @@ impl Node {
             anchor: None,
             jumped_ms: 0,
             alarms: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             flags_given: BTreeMap::new(),
             others: BTreeSet::new(),
+            origins_known: false,
+            streams_known: 0,
             digests: None,
             bytes_since_checkpoint: 0,
-            internal_tickets: Ticket::MAX / 2,
+            checkpoints_unanswered: 0,
+            incoming: None,
+            internal_tickets: FIRST_INTERNAL_TICKET,
             files,
             config,
         };
@@ -247,13 +263,17 @@ impl Node {
             Input::CheckpointStored { floor } => self.checkpoint_stored(now, floor, &mut out),
             Input::CheckpointFailed => self.checkpoint_failed(&mut out),
             Input::Archived { floor } => self.floor = floor,
-            Input::CheckpointReceived { peer, checkpoint } => self.install(peer, *checkpoint, &mut out),
+            Input::CheckpointReceived { peer, checkpoint } => self.incoming = Some((peer, checkpoint)),
             Input::Identity { certificate, key, run } => {
                 self.identity = Identity { certificate, key: SigningKey::from_bytes(&key), run };
             }
         }
         self.commit(now, &mut out);
         out
+    }
+
+    pub fn name(&self) -> &ServerName {
+        &self.config.me
     }
 
     pub fn files(&self) -> &Files {
@@ -325,10 +345,9 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
-        let founding = self.others.is_empty() && self.sync.names().is_empty() && transaction.class == Class::Management;
         let refusal = if !self.has_room {
             Some(Refusal::DiskFull)
-        } else if self.files.seen().is_empty() && self.lifecycle < Lifecycle::Ready && !founding {
+        } else if !self.is_member() && !self.founds(&transaction) {
             Some(Refusal::NotReady(self.lifecycle))
         } else if let Some(offset_ms) = self.clock_off() {
             Some(Refusal::ClockOff(offset_ms))
@@ -346,6 +365,21 @@ impl Node {
         self.queue.push(class, work, 0, now.monotonic_us);
     }
 
+    /// Whether this server is in the group and knows the group: every origin of an entry that it holds is named in the
+    /// `Server` file, or was. A server that has only a part of the files would call an edit safe that nobody else has.
+    fn is_member(&self) -> bool {
+        self.builtin_has(file::SERVER, &self.config.me) && self.origins_known
+    }
+
+    /// Whether a transaction founds the group: it makes the first member of it on a server that has nothing yet.
+    fn founds(&self, transaction: &Transaction) -> bool {
+        let names_me = |edit: &Edit| {
+            let value = edit.change.value();
+            edit.file.as_str() == file::SERVER && value.is_some_and(|record| record.field(0) == self.config.me.as_str())
+        };
+        self.files.seen().is_empty() && self.sync.names().is_empty() && transaction.edits.iter().any(names_me)
+    }
+
     /// Submits a transaction of the node's own; nobody waits for the reply.
     fn submit_own(&mut self, now: Now, reason: &str, edits: Vec<Edit>) {
         let transaction =
@@ -357,7 +391,13 @@ impl Node {
 
     /// Starts the next commit if none is under way.
     fn commit(&mut self, now: Now, out: &mut Vec<Output>) {
-        if self.writing.is_some() || !self.has_room || self.queue.is_empty() {
+        if self.writing.is_some() || !self.has_room {
+            return;
+        }
+        if let Some((peer, checkpoint)) = self.incoming.take() {
+            return self.install(peer, *checkpoint, out);
+        }
+        if self.queue.is_empty() {
             return;
         }
         let limits = self.config.limits;
@@ -368,7 +408,7 @@ impl Node {
             let Some((_, work)) = self.queue.pop(now.monotonic_us) else { break };
             match work {
                 Work::Local { ticket, transaction, wait, deadline_us } => match self.seal(now, &overlay, transaction) {
-                    Err(refusal) => out.push(Output::Reply { ticket, result: Err(refusal) }),
+                    Err(refusal) => refuse(ticket, refusal, out),
                     Ok(sealed) => {
                         overlay.note(&self.files, sealed.entry());
                         commit.bytes += sealed.entry().weight_bytes();
@@ -470,6 +510,7 @@ impl Node {
         }
         if self.bytes_since_checkpoint >= self.config.checkpoint_bytes {
             self.bytes_since_checkpoint = 0;
+            self.checkpoints_unanswered += 1;
             out.push(Output::StoreCheckpoint(Box::new(self.checkpoint())));
         }
         self.update_lifecycle(now, out);
@@ -484,8 +525,14 @@ impl Node {
     fn files_written(&mut self, written: Vec<Written>, out: &mut Vec<Output>) {
         self.digests = None;
         let names: BTreeSet<FileName> = written.iter().map(|one| one.file.clone()).collect();
-        if names.iter().any(|name| name.as_str() == file::SERVER) {
+        let members_changed = names.iter().any(|name| name.as_str() == file::SERVER);
+        if members_changed || self.files.seen().len() != self.streams_known {
             self.learn_members();
+        }
+        if members_changed {
+            for (ticket, committed) in self.waits.due_all(&self.others) {
+                self.reply(ticket, committed, out);
+            }
         }
         out.push(Output::Project { written, seen: self.files.seen().clone() });
         if !names.is_empty() {
@@ -496,9 +543,7 @@ impl Node {
     fn append_failed(&mut self, out: &mut Vec<Output>) {
         let Some(Writing::Commit(commit)) = self.writing.take() else { return };
         self.tip = self.durable.clone();
-        for (ticket, ..) in commit.tickets {
-            out.push(Output::Reply { ticket, result: Err(Refusal::DiskFull) });
-        }
+        commit.tickets.into_iter().for_each(|(ticket, ..)| refuse(ticket, Refusal::DiskFull, out));
         self.room(false, out);
     }
 
@@ -517,9 +562,7 @@ impl Node {
                 }
                 false
             });
-            for ticket in refused {
-                out.push(Output::Reply { ticket, result: Err(Refusal::DiskFull) });
-            }
+            refused.into_iter().for_each(|ticket| refuse(ticket, Refusal::DiskFull, out));
         }
         // What peers sent is dropped: it is not acknowledged, so it comes again.
         self.queue.retain(Class::Reception, |_| false);
@@ -639,7 +682,7 @@ impl Node {
     }
 
     fn reply(&self, ticket: Ticket, committed: Committed, out: &mut Vec<Output>) {
-        if ticket < Ticket::MAX / 2 {
+        if ticket < FIRST_INTERNAL_TICKET {
             out.push(Output::Reply { ticket, result: Ok(committed) });
         }
     }
@@ -647,10 +690,6 @@ impl Node {
     // ---- checkpoints ----
 
     fn install(&mut self, peer: ServerName, checkpoint: Checkpoint, out: &mut Vec<Output>) {
-        if self.writing.is_some() || !self.has_room {
-            // It is asked for again: whoever is too far behind says so with the next vectors.
-            return;
-        }
         let mut merged = Box::new(self.files.clone());
         let written = merged.merge(&checkpoint.files);
         let mut chains = self.durable.clone();
@@ -663,6 +702,10 @@ impl Node {
 
     fn checkpoint_stored(&mut self, now: Now, floor: Vector, out: &mut Vec<Output>) {
         self.floor = floor;
+        if self.checkpoints_unanswered > 0 {
+            self.checkpoints_unanswered -= 1;
+            return;
+        }
         match self.writing.take() {
             Some(Writing::Checkpoint { peer, merged, written, heads }) => {
                 self.files = *merged;
@@ -679,7 +722,9 @@ impl Node {
     }
 
     fn checkpoint_failed(&mut self, out: &mut Vec<Output>) {
-        if matches!(self.writing, Some(Writing::Checkpoint { .. })) {
+        if self.checkpoints_unanswered > 0 {
+            self.checkpoints_unanswered -= 1;
+        } else if matches!(self.writing, Some(Writing::Checkpoint { .. })) {
             self.writing = None;
             self.room(false, out);
         }
@@ -706,6 +751,7 @@ impl Node {
                 });
             }
             self.give_flags(now);
+            self.forget_future(now, out);
         }
         self.update_lifecycle(now, out);
     }
@@ -746,10 +792,11 @@ impl Node {
         let anchor = *self.anchor.get_or_insert(reading);
         let elapsed_ms = now.monotonic_us.saturating_sub(anchor.monotonic_us) / 1000;
         let jump_ms = now.wall_ms as i64 - (anchor.wall_ms + elapsed_ms) as i64;
+        // From one reading to the next: a clock that merely drifts has not jumped.
+        self.anchor = Some(reading);
         if jump_ms.unsigned_abs() <= self.config.clock_offset_ms_max {
             return;
         }
-        self.anchor = Some(reading);
         self.jumped_ms = jump_ms;
         for peer in self.sync.names() {
             if let Some(peer) = self.sync.peer_mut(&peer) {
@@ -768,11 +815,14 @@ impl Node {
             return None;
         }
         let mut offsets: Vec<i64> = self.sync.peers().filter_map(|(_, peer)| peer.clock_offset_ms).collect();
-        if offsets.len() < linked.min(2) {
+        if offsets.len() < 2 {
             return (self.jumped_ms != 0).then_some(self.jumped_ms);
         }
+        // This server has a vote too, and in doubt it is right: one wrong clock must not stop the others.
+        offsets.push(0);
         offsets.sort_unstable();
-        let median = offsets[offsets.len() / 2];
+        let middle = [offsets[(offsets.len() - 1) / 2], offsets[offsets.len() / 2]];
+        let median = middle.into_iter().min_by_key(|offset| offset.unsigned_abs()).unwrap_or(0);
         (median.unsigned_abs() > self.config.clock_offset_ms_max).then_some(-median)
     }
 
@@ -792,20 +842,23 @@ impl Node {
         }
     }
 
-    /// An entry from the future is taken, for others may hold it already, but not in silence.
+    /// An entry from the future is taken, for others may hold it already, but not in silence. Whoever has seen it
+    /// makes entries that are ahead as well, for time goes on from there; only the first one is to blame.
     fn watch_future(&mut self, now: Now, stream: &Stream, head: &Head, out: &mut Vec<Output>) {
-        let name = format!("clock of {}", stream.origin);
-        let limit = Timestamp::from_wall_ms(now.wall_ms + self.config.clock_offset_ms_max);
-        if head.time > limit {
-            let ahead_ms = head.time.wall_ms() - now.wall_ms;
-            self.raise_alarm(
-                &name,
-                format!("entries of {} are {ahead_ms} ms ahead of this server's clock", stream.origin),
-                out,
-            );
-        } else {
-            self.clear_alarm(&name, out);
+        let ahead_ms = head.time.wall_ms().saturating_sub(now.wall_ms);
+        if ahead_ms <= self.config.clock_offset_ms_max || head.time.wall_ms() <= self.clock.last().wall_ms() {
+            return;
         }
+        let text = format!("entries of {} are {ahead_ms} ms ahead of this server's clock", stream.origin);
+        self.raise_alarm(&future_alarm(&stream.origin), text, out);
+        self.ahead.insert(stream.origin.clone(), head.time);
+    }
+
+    /// Takes back what was said of entries from the future that time has caught up with.
+    fn forget_future(&mut self, now: Now, out: &mut Vec<Output>) {
+        let limit_ms = now.wall_ms + self.config.clock_offset_ms_max;
+        let caught_up: Vec<_> = self.ahead.extract_if(.., |_, time| time.wall_ms() <= limit_ms).collect();
+        caught_up.iter().for_each(|(origin, _)| self.clear_alarm(&future_alarm(origin), out));
     }
 
     // ---- life cycle and members ----
@@ -813,7 +866,8 @@ impl Node {
     fn update_lifecycle(&mut self, now: Now, out: &mut Vec<Output>) {
         let flagged = self.builtin_has(file::FLAG, &self.config.me);
         let waited_us = now.monotonic_us.saturating_sub(self.started_us.unwrap_or(now.monotonic_us));
-        let holds_files = !self.files.seen().is_empty();
+        // A server that lost a part of its disk may hold entries and not the files that they belong to.
+        let holds_files = self.is_member();
         let next = match self.lifecycle {
             Lifecycle::Standby | Lifecycle::Acquiring => {
                 let alone = holds_files && self.others.is_empty();
@@ -891,6 +945,13 @@ impl Node {
     fn learn_members(&mut self) {
         let names = self.files.records_of(file::SERVER).filter_map(|record| ServerName::new(record.field(0)).ok());
         self.others = names.filter(|name| *name != self.config.me).collect();
+        let servers = self.files.builtin(file::SERVER);
+        let is_named = |origin: &ServerName| {
+            let register = servers.and_then(|servers| servers.register(origin.as_str()));
+            register.is_some_and(|register| !register.leaves.is_empty())
+        };
+        self.origins_known = self.files.seen().iter().all(|(stream, _)| is_named(&stream.origin));
+        self.streams_known = self.files.seen().len();
     }
 
     // ---- alarms ----
@@ -907,4 +968,14 @@ impl Node {
             out.push(Output::Event(Event::AlarmCleared { name: name.to_owned() }));
         }
     }
+}
+
+fn refuse(ticket: Ticket, refusal: Refusal, out: &mut Vec<Output>) {
+    if ticket < FIRST_INTERNAL_TICKET {
+        out.push(Output::Reply { ticket, result: Err(refusal) });
+    }
+}
+
+fn future_alarm(origin: &ServerName) -> String {
+    format!("clock of {origin}")
 }

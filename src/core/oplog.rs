@@ -17,6 +17,9 @@ use super::id::{ClusterId, Digest, EntryId, ServerName, Stream};
 use super::merge::Files;
 use super::version::Vector;
 
+/// Received groups are put together under one signature up to this size.
+const GROUP_BYTES: usize = 2 * 1024;
+
 /// Tells whose key a certificate holds. Pure: the cluster CA's certificate is fixed when it is made.
 pub trait Certifier: Send + Sync {
     /// The server and the Ed25519 key that the cluster CA has certified, whatever the time is now.
@@ -116,7 +119,7 @@ impl Chains {
         let stream = &first.id().stream;
         let mut head = self.heads.get(stream).cloned();
         let mut admitted: Vec<Arc<Sealed>> = Vec::new();
-        for sealed in entries {
+        for (at, sealed) in entries.iter().enumerate() {
             let id = sealed.id();
             let held = head.as_ref().map_or(0, |head| head.seq);
             if id.seq <= held && admitted.is_empty() {
@@ -124,7 +127,11 @@ impl Chains {
                     && id.seq == head.seq
                     && sealed.hash() != head.hash
                 {
-                    return Err(ChainError::Fork(id.clone()));
+                    // Only the origin itself can fork; anybody can send an entry with a number that is taken.
+                    return Err(match is_vouched(cluster, &head.public_key, &entries[at..]) {
+                        true => ChainError::Fork(id.clone()),
+                        false => ChainError::Entry(id.clone(), EntryError::Signature),
+                    });
                 }
                 continue;
             }
@@ -142,11 +149,9 @@ impl Chains {
             };
         };
         admitted.truncate(signed + 1);
-        let last = &admitted[signed];
         let key = head.expect("there is a head once an entry was admitted").public_key;
-        let wrong = |error| ChainError::Entry(last.id().clone(), error);
-        let verifier = VerifyingKey::from_bytes(&key).map_err(|_| wrong(EntryError::Signature))?;
-        last.verify(cluster, &verifier).map_err(wrong)?;
+        verify_signatures(cluster, &key, &mut admitted)?;
+        let last = &admitted[signed];
         let head = Head { seq: last.id().seq, hash: last.hash(), time: last.entry().time, public_key: key };
         Ok(Some(Admitted { stream: stream.clone(), head, entries: admitted }))
     }
@@ -184,6 +189,45 @@ pub struct Admitted {
     pub stream: Stream,
     pub head: Head,
     pub entries: Vec<Arc<Sealed>>,
+}
+
+/// Verifies the last signature, and of those before it as many as keep groups below [`GROUP_BYTES`]; drops the others.
+/// A hash does not cover a signature, so one that is kept without a look could be wrong, and be passed on.
+fn verify_signatures(cluster: ClusterId, public_key: &[u8; 32], entries: &mut [Arc<Sealed>]) -> Result<(), ChainError> {
+    let (mut kept_bytes, mut group_bytes) = (0, 0);
+    let mut before: Option<usize> = None;
+    for at in 0..entries.len() {
+        group_bytes += entries[at].entry().weight_bytes();
+        if entries[at].signature().is_none() {
+            continue;
+        }
+        if let Some(before) = before {
+            if kept_bytes + group_bytes > GROUP_BYTES {
+                verify_one(cluster, public_key, &entries[before])?;
+                kept_bytes = 0;
+            } else {
+                let unsigned = Sealed::clone(&entries[before]).without_signature();
+                entries[before] = Arc::new(unsigned);
+            }
+        }
+        kept_bytes += group_bytes;
+        group_bytes = 0;
+        before = Some(at);
+    }
+    before.map_or(Ok(()), |last| verify_one(cluster, public_key, &entries[last]))
+}
+
+fn verify_one(cluster: ClusterId, public_key: &[u8; 32], sealed: &Sealed) -> Result<(), ChainError> {
+    let wrong = |error| ChainError::Entry(sealed.id().clone(), error);
+    let key = VerifyingKey::from_bytes(public_key).map_err(|_| wrong(EntryError::Signature))?;
+    sealed.verify(cluster, &key).map_err(wrong)
+}
+
+/// Whether the first of some entries is covered by the next signature.
+fn is_vouched(cluster: ClusterId, public_key: &[u8; 32], entries: &[Arc<Sealed>]) -> bool {
+    let Some(signed) = entries.iter().position(|sealed| sealed.signature().is_some()) else { return false };
+    let chained = entries[..=signed].windows(2).all(|pair| pair[1].entry().previous == pair[0].hash());
+    chained && verify_one(cluster, public_key, &entries[signed]).is_ok()
 }
 
 /// The head that `sealed` makes if it may follow `head`.

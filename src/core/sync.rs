@@ -36,7 +36,7 @@ pub struct Peer {
     in_flight: VecDeque<(Stream, u64, usize)>,
     in_flight_bytes: usize,
     /// Ranges it asked for.
-    serving: VecDeque<Range>,
+    serving: BTreeMap<Stream, Range>,
     /// The read from the log that is under way for it.
     reading: Option<(Stream, u64)>,
     pub beat: Option<Beat>,
@@ -101,7 +101,8 @@ pub struct Sync {
     wanted: BTreeMap<Stream, Wanted>,
     /// Since when entries of a linked origin have been missing, and how far the stream was then.
     missing: BTreeMap<Stream, (u64, u64)>,
-    checkpoint_wanted_us: Option<u64>,
+    /// Who was asked for its checkpoint, and when.
+    checkpoint_wanted: Option<(ServerName, u64)>,
 }
 
 impl Sync {
@@ -112,7 +113,7 @@ impl Sync {
             peers: BTreeMap::new(),
             wanted: BTreeMap::new(),
             missing: BTreeMap::new(),
-            checkpoint_wanted_us: None,
+            checkpoint_wanted: None,
         }
     }
 
@@ -129,6 +130,8 @@ impl Sync {
     }
 
     pub fn link_up(&mut self, name: ServerName, holding: &Holding, out: &mut Vec<Output>) {
+        // It has only now got the chance to send what is missing.
+        self.missing.retain(|stream, _| stream.origin != name);
         self.peers.insert(name.clone(), Peer::default());
         self.send_vector(&name, holding, out);
     }
@@ -139,6 +142,7 @@ impl Sync {
             return;
         }
         self.wanted.retain(|_, wanted| wanted.peer != *name);
+        self.checkpoint_wanted.take_if(|(asked, _)| asked == name);
         let others: Vec<_> = self.peers.keys().cloned().collect();
         others.iter().for_each(|other| self.send_vector(other, holding, out));
     }
@@ -199,7 +203,12 @@ impl Sync {
     /// A peer asks for ranges.
     pub fn wanted_by(&mut self, name: &ServerName, ranges: Vec<Range>, holding: &Holding, out: &mut Vec<Output>) {
         let Some(peer) = self.peers.get_mut(name) else { return };
-        peer.serving = ranges.into();
+        for range in ranges {
+            // What is not held here is not worth remembering, and remembering it would have no bound.
+            if range.from <= range.to && range.from <= holding.durable.seq(&range.stream) {
+                peer.serving.insert(range.stream.clone(), range);
+            }
+        }
         self.pump(name, holding, out);
     }
 
@@ -219,10 +228,10 @@ impl Sync {
         }
         let signed = entries.iter().rposition(|sealed| sealed.signature().is_some());
         entries.truncate(signed.map_or(0, |last| last + 1));
-        let serving = peer.serving.front().is_some_and(|range| range.stream == stream && range.from == from);
+        let serving = peer.serving.get(&stream).is_some_and(|range| range.from == from);
         let Some(last) = entries.last().map(|sealed| sealed.id().seq) else {
             if serving {
-                peer.serving.pop_front();
+                peer.serving.remove(&stream);
             }
             self.send_vector(name, holding, out);
             return;
@@ -230,12 +239,12 @@ impl Sync {
         let bytes = entries.iter().map(|sealed| sealed.entry().weight_bytes()).sum();
         peer.sent(&stream, last, bytes);
         if serving {
-            let range = peer.serving.front_mut().expect("it was looked at above");
+            let range = peer.serving.get_mut(&stream).expect("it was looked at above");
             range.from = last + 1;
             if range.from > range.to {
-                peer.serving.pop_front();
+                peer.serving.remove(&stream);
             }
-        } else {
+        } else if stream.origin == self.me {
             peer.pushed.insert(stream, last);
         }
         out.push(Output::Send { peers: vec![name.clone()], message: Message::Entries(entries) });
@@ -249,7 +258,7 @@ impl Sync {
         if peer.reading.is_some() || peer.in_flight_bytes >= self.limits.window_bytes {
             return;
         }
-        let next = peer.serving.front().cloned().or_else(|| {
+        let next = peer.serving.values().next().cloned().or_else(|| {
             holding.durable.iter().filter(|(stream, _)| stream.origin == self.me).find_map(|(stream, to)| {
                 let from = peer.pushed.get(stream).copied().unwrap_or(0).max(held.seq(stream)) + 1;
                 let lags = from <= to && from > holding.floor.seq(stream);
@@ -286,7 +295,10 @@ impl Sync {
         for (stream, to) in held.iter() {
             let tip = (holding.tip)(stream);
             if tip >= to {
-                self.missing.remove(stream);
+                // Nothing is missing of what this peer has; another may have more.
+                if self.missing.get(stream).is_some_and(|(at, _)| *at < tip) {
+                    self.missing.remove(stream);
+                }
                 continue;
             }
             if stream.origin != self.me && self.peers.contains_key(&stream.origin) {
@@ -313,10 +325,10 @@ impl Sync {
                 ranges.push(Range { stream: stream.clone(), from: tip + 1, to });
             }
         }
-        let asked =
-            self.checkpoint_wanted_us.is_some_and(|at| holding.now_us.saturating_sub(at) < CHECKPOINT_PATIENCE_US);
+        let asked = self.checkpoint_wanted.as_ref();
+        let asked = asked.is_some_and(|(_, at)| holding.now_us.saturating_sub(*at) < CHECKPOINT_PATIENCE_US);
         if too_far_behind && !asked {
-            self.checkpoint_wanted_us = Some(holding.now_us);
+            self.checkpoint_wanted = Some((name.clone(), holding.now_us));
             out.push(Output::Send { peers: vec![name.clone()], message: Message::WantCheckpoint });
         }
         if !ranges.is_empty() {
@@ -326,7 +338,7 @@ impl Sync {
 
     /// A checkpoint has been taken over: everybody may go on from there.
     pub fn checkpoint_installed(&mut self, holding: &Holding, out: &mut Vec<Output>) {
-        self.checkpoint_wanted_us = None;
+        self.checkpoint_wanted = None;
         let names: Vec<_> = self.peers.keys().cloned().collect();
         names.iter().for_each(|name| self.send_vector(name, holding, out));
     }

@@ -54,11 +54,16 @@ impl Waits {
         self.due(stream, others)
     }
 
-    /// The replies that are due, for instance because the members have changed.
-    pub fn due(&mut self, stream: &Stream, others: &BTreeSet<ServerName>) -> Vec<(Ticket, Committed)> {
+    /// The replies that are due because the members have changed.
+    pub fn due_all(&mut self, others: &BTreeSet<ServerName>) -> Vec<(Ticket, Committed)> {
+        let streams: BTreeSet<Stream> = self.waiting.keys().map(|(stream, ..)| stream.clone()).collect();
+        streams.iter().flat_map(|stream| self.due(stream, others)).collect()
+    }
+
+    fn due(&mut self, stream: &Stream, others: &BTreeSet<ServerName>) -> Vec<(Ticket, Committed)> {
         let mut due = Vec::new();
         for asked in [Wait::Majority, Wait::All] {
-            let Some(reached) = self.reached_seq(stream, asked, others) else { continue };
+            let reached = self.reached_seq(stream, asked, others).unwrap_or(u64::MAX);
             let range = (stream.clone(), asked, 0)..=(stream.clone(), asked, reached);
             let places: Vec<_> = self.waiting.range(range).map(|(place, _)| place.clone()).collect();
             for place in places {

@@ -28,7 +28,9 @@ use crate::format::decode_message;
 use crate::ports::{LogRead, carry_out};
 
 /// Events that a timeline holds before the oldest are dropped.
-const TIMELINE_EVENTS: usize = 120;
+const TIMELINE_EVENTS: usize = 100_000;
+/// How often a journal that had no room looks again.
+const ROOM_LOOK_US: u64 = 300 * MILLISECOND_US;
 
 /// How a cluster is made.
 #[derive(Debug, Clone)]
@@ -50,47 +52,17 @@ pub struct Settings {
 
 /// What happens at a moment.
 pub enum Event {
-    Tick {
-        host: usize,
-        life: u32,
-    },
-    Synced {
-        host: usize,
-        life: u32,
-        room: bool,
-    },
-    ReadDone {
-        host: usize,
-        life: u32,
-        request: LogRead,
-    },
-    CheckpointDone {
-        host: usize,
-        life: u32,
-        bytes: Option<Vec<u8>>,
-        seen: Box<Vector>,
-    },
-    ViewFlush {
-        host: usize,
-        life: u32,
-    },
+    Tick { host: usize, life: u32 },
+    Synced { host: usize, life: u32, room: bool },
+    ReadDone { host: usize, life: u32, request: LogRead },
+    CheckpointDone { host: usize, life: u32, bytes: Option<Vec<u8>>, seen: Box<Vector> },
+    ViewFlush { host: usize, life: u32 },
+    RoomLook { host: usize, life: u32 },
     Arrive(Frame),
     /// The other end has closed the link.
-    Closed {
-        host: usize,
-        peer: usize,
-        epoch: u32,
-    },
-    Idle {
-        host: usize,
-        peer: usize,
-        epoch: u32,
-        silence: Silence,
-    },
-    Dial {
-        one: usize,
-        other: usize,
-    },
+    Closed { host: usize, peer: usize, epoch: u32 },
+    Idle { host: usize, peer: usize, epoch: u32, silence: Silence },
+    Dial { one: usize, other: usize },
 }
 
 /// Orders events by time, then by the order in which they were planned.
@@ -250,8 +222,7 @@ impl Cluster {
         if self.hosts[host].runs() {
             return;
         }
-        let config =
-            NodeConfig { me: self.hosts[host].name.clone(), cluster: self.cluster, ..self.settings.node.clone() };
+        let config = NodeConfig { me: self.hosts[host].name.clone(), cluster: self.cluster, ..self.settings.node.clone() };
         let segment_bytes = self.settings.segment_bytes;
         let Started { run, put_aside, view } =
             self.hosts[host].start(self.now_us, &config, segment_bytes, self.certifier.clone());
@@ -262,10 +233,8 @@ impl Cluster {
         }
         let name = self.hosts[host].name.clone();
         let Some(node) = &self.hosts[host].node else { return };
-        let survivors: Vec<_> = super::journal::scan(&self.hosts[host].disk, &mut Vec::new())
-            .into_iter()
-            .map(|(_, sealed)| sealed)
-            .collect();
+        let survivors: Vec<_> =
+            super::journal::scan(&self.hosts[host].disk, &mut Vec::new()).into_iter().map(|(_, sealed)| sealed).collect();
         self.oracle.recovered(host, name.as_str(), node.files());
         self.oracle.appending(name.as_str(), &survivors);
         self.oracle.written(host, &survivors);
@@ -329,9 +298,6 @@ impl Cluster {
     pub fn set_disk_full(&mut self, host: usize, full: bool) {
         self.note(host, || format!("disk full: {full}"));
         self.hosts[host].disk.full = full;
-        if !full {
-            self.feed(host, Input::Room { available: true });
-        }
     }
 
     /// Hands a transaction to a host. Returns the ticket that the answer will carry.
@@ -396,6 +362,10 @@ impl Cluster {
                 self.checkpoint_done(host, bytes, &seen);
             }
             Event::ViewFlush { host, life } if self.lives(host, life) => self.hosts[host].view.flush(),
+            Event::RoomLook { host, life } if self.lives(host, life) => match self.hosts[host].disk.full {
+                true => self.plan(ROOM_LOOK_US, Event::RoomLook { host, life }),
+                false => self.feed(host, Input::Room { available: true }),
+            },
             Event::Arrive(frame) => self.arrive(frame),
             Event::Closed { host, peer, epoch } if self.network.end(host, peer) == Some(epoch) => {
                 self.lose_link(host, peer);
@@ -436,6 +406,7 @@ impl Cluster {
             | Event::ReadDone { host, .. }
             | Event::CheckpointDone { host, .. }
             | Event::ViewFlush { host, .. }
+            | Event::RoomLook { host, .. }
             | Event::Closed { host, .. }
             | Event::Idle { host, .. } => *host,
             Event::Arrive(frame) => frame.to,
@@ -449,6 +420,7 @@ impl Cluster {
         if !room {
             one.journal.write_failed(&mut one.disk);
             self.note(host, || "append failed: no room".to_owned());
+            self.plan(ROOM_LOOK_US, Event::RoomLook { host, life: self.hosts[host].life });
             return self.feed(host, Input::AppendFailed);
         }
         if self.settings.node.flaw != Some(crate::core::flaw::Flaw::SkipSync) {
@@ -464,6 +436,7 @@ impl Cluster {
         let one = &mut self.hosts[host];
         let Some(bytes) = bytes else {
             self.note(host, || "checkpoint failed: no room".to_owned());
+            self.plan(ROOM_LOOK_US, Event::RoomLook { host, life: self.hosts[host].life });
             return self.feed(host, Input::CheckpointFailed);
         };
         one.disk.sync();
@@ -522,7 +495,11 @@ impl Cluster {
                 self.checkpoint_part(host, from, digest, total, offset, &bytes);
             }
             Ok(message) => {
-                self.note(host, || format!("gets from S{}: {}", from + 1, super::workload::describe_message(&message)));
+                // Beats come all the time and would drive everything else out of the timeline.
+                if !matches!(message, Message::Beat(_)) {
+                    let text = || format!("gets from S{}: {}", from + 1, super::workload::describe_message(&message));
+                    self.note(host, text);
+                }
                 let peer = self.hosts[from].name.clone();
                 self.feed(host, Input::Frame { peer, message });
             }
@@ -554,7 +531,7 @@ impl Cluster {
     /// Whether a host lets another in: a member, or anyone while it does not know the members.
     fn accepts(&self, host: usize, peer: usize) -> bool {
         let Some(node) = self.node(host) else { return false };
-        node.files().seen().is_empty() || node.others().contains(&self.hosts[peer].name)
+        !knows_members(node) || node.others().contains(&self.hosts[peer].name)
     }
 
     /// Breaks the links to whoever is not a member any more.
@@ -594,14 +571,17 @@ impl Cluster {
         if in_flight > limits.window_bytes + 2 * limits.read_bytes {
             self.oracle.report("bounds", || format!("S{} has {in_flight} bytes in flight to one peer", host + 1));
         }
-        let late =
-            self.asked.iter().find(|(_, asked)| asked.host == host && asked.deadline_us + 8 * SECOND_US < self.now_us);
+        let late = self.asked.iter().find(|(_, asked)| asked.host == host && asked.deadline_us + 8 * SECOND_US < self.now_us);
         if let Some((&ticket, asked)) = late
             && asked.life == self.hosts[host].life
             && !self.hosts[host].disk.full
         {
-            self.oracle
-                .report("answers", || format!("S{} has not answered {ticket} long after its deadline", host + 1));
+            self.oracle.report("answers", || format!("S{} has not answered {ticket} long after its deadline", host + 1));
         }
     }
+}
+
+/// A server that has yet to get the files takes them from anyone that has a certificate.
+fn knows_members(node: &Node) -> bool {
+    node.lifecycle() >= crate::core::lifecycle::Lifecycle::Ready
 }

@@ -9,7 +9,7 @@ use super::cluster::{Cluster, Settings};
 use super::hostile::Attack;
 use super::random::Random;
 use super::time::{MILLISECOND_US, SECOND_US};
-use super::workload::{Intensity, Workload, membership_edits};
+use super::workload::{Intensity, Workload, changes_member, membership_edits};
 use crate::core::flaw::Flaw;
 use crate::core::id::ServerName;
 use crate::core::io::{Input, Transaction, Wait};
@@ -298,8 +298,7 @@ impl Plan {
         if !ready {
             return;
         }
-        let change =
-            self.joiner.map(|host| (host, true)).or(self.leaver.filter(|&host| host != by).map(|host| (host, false)));
+        let change = self.joiner.map(|host| (host, true)).or(self.leaver.filter(|&host| host != by).map(|host| (host, false)));
         let Some((host, member)) = change else { return };
         let Some(node) = self.cluster.node(by) else { return };
         let edits = membership_edits(node.files(), &self.cluster.hosts[host], host + 1, member);
@@ -307,28 +306,31 @@ impl Plan {
             return;
         }
         let reason = if member { "joins" } else { "is removed" };
-        let transaction = Transaction { class: Class::Management, author: "root".into(), reason: reason.into(), edits };
-        let ticket = self.cluster.submit(by, transaction, Wait::Local, 1_000);
+        let transaction =
+            Transaction { class: Class::Management, author: "root".into(), reason: reason.into(), edits };
+        // The change must not be undone by its only witness losing its disk.
+        self.liars.retain(|&liar| liar != by);
+        self.cluster.submit(by, transaction, Wait::Local, 1_000);
         self.cluster.run_until(self.cluster.now_us + 500 * MILLISECOND_US);
-        if !matches!(self.cluster.answers.get(&ticket), Some(Ok(_))) {
-            return;
-        }
-        if member {
-            self.joiner = None;
+        self.follow_members();
+    }
+
+    /// Starts the late host once it is a member, and takes the one away for good that is not one any more.
+    fn follow_members(&mut self) {
+        if let Some(host) = self.joiner.take_if(|host| self.cluster.is_written(*host, true)) {
             self.cluster.start(host);
-        } else {
-            self.leaver = None;
+        }
+        if let Some(host) = self.leaver.take_if(|host| self.cluster.is_written(*host, false)) {
             // What only the removed host holds goes with it.
             let now_us = self.cluster.now_us;
             self.cluster.crash(host, false);
             self.cluster.oracle.disk_lost(host, now_us);
             self.cluster.hosts[host].removed = true;
-            // The removal must not be undone by its only witness losing its disk.
-            self.liars.retain(|&liar| liar != by);
         }
     }
 
     fn heal(&mut self) {
+        self.follow_members();
         let now_us = self.cluster.now_us;
         for (_, undo) in std::mem::take(&mut self.undo) {
             self.undo_one(undo);
@@ -359,9 +361,7 @@ impl Plan {
             self.cluster.run_until(self.cluster.now_us + 250 * MILLISECOND_US);
         }
         if let Some(why) = self.cluster.unsettled() {
-            self.cluster
-                .oracle
-                .report("convergence", || format!("{} s after all was healed: {why}", SETTLE_US / SECOND_US));
+            self.cluster.oracle.report("convergence", || format!("{} s after all was healed: {why}", SETTLE_US / SECOND_US));
         }
     }
 
@@ -399,5 +399,12 @@ impl Plan {
             self.cluster.oracle.report("convergence", || format!("after the last edits: {why}"));
         }
         self.cluster.last_checks();
+    }
+}
+
+impl Cluster {
+    /// Whether an entry that makes a host a member, or one that removes it, is on any disk.
+    fn is_written(&self, host: usize, member: bool) -> bool {
+        self.oracle.entries().any(|sealed| changes_member(sealed.entry(), self.name(host), member))
     }
 }

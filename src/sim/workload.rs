@@ -10,8 +10,8 @@ use super::cluster::Cluster;
 use super::host::Host;
 use super::random::Random;
 use crate::core::diff::Change;
-use crate::core::entry::Sealed;
-use crate::core::id::FileName;
+use crate::core::entry::{Entry, Sealed};
+use crate::core::id::{FileName, ServerName};
 use crate::core::io::{Edit, Message, Transaction, Wait};
 use crate::core::merge::{Files, Register};
 use crate::core::priority::Class;
@@ -199,6 +199,13 @@ pub fn membership_edits(files: &Files, host: &Host, order: usize, member: bool) 
         Some(Edit { file: name(file), change: Change::Del(record), bases: None })
     });
     named.collect()
+}
+
+/// Whether an entry makes a server a member, or removes it.
+pub fn changes_member(entry: &Entry, server: &ServerName, member: bool) -> bool {
+    entry.diffs.iter().any(|diff| {
+        diff.file.as_str() == file::SERVER && diff.key == server.as_str() && diff.change.value().is_some() == member
+    })
 }
 
 /// A transaction in a few words.
