@@ -46,7 +46,8 @@ pub fn run(args: &PlainArgs, output: &mut Output) -> Outcome {
     let mut seen = 0;
     let mut buffer = [0; 4096];
     loop {
-        let events = inotify.read_events_blocking(&mut buffer).map_err(|error| unusable("the folders".into(), error))?;
+        let events =
+            inotify.read_events_blocking(&mut buffer).map_err(|error| unusable("the folders".into(), error))?;
         let saved_ns = monotonic_ns();
         for event in events {
             let Some(file) = event.name.and_then(|name| name.to_str()) else { continue };

@@ -444,10 +444,7 @@ fn a_schema_violation_refuses_the_whole_save() {
     world.write("S1\nS2\nS3, x\n");
     world.ends_as(&["S1"]);
     let report = world.rejected.clone().unwrap();
-    assert!(
-        report.contains("line 3: 'S3, x': Group takes 1 field") && report.ends_with("S1\nS2\nS3, x\n"),
-        "{report}"
-    );
+    assert!(report.contains("line 3: 'S3, x': Group takes 1 field") && report.ends_with("S1\nS2\nS3, x\n"), "{report}");
     world.write(&report);
     world.ends_as(&["S1"]);
     assert!(world.rejected.unwrap().contains("is a report of p2pdb"));
