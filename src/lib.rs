@@ -19,3 +19,4 @@ pub mod edge;
 pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod daemon;
+pub mod sim;

@@ -376,3 +376,43 @@ fn manual_pages_and_completions_are_made() {
     }
     std::io::stdout().flush().unwrap();
 }
+
+#[test]
+fn a_view_is_proven_against_its_log() {
+    use p2pdb::core::merge::Files;
+    use p2pdb::core::version::Vector;
+    use p2pdb::edge::log_reader::{LogItem, LogReader};
+    use p2pdb::edge::view::View;
+
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("S1");
+    init(&directory);
+    p2pdb(&["bench", "fill", "--entries", "300", "--dir", text(&directory)]).success();
+    let check = || p2pdb(&["replay", "--check", text(&directory)]);
+    check().code(2).stderr(contains("has no view to compare with"));
+
+    let mut reader = LogReader::open(std::slice::from_ref(&directory)).unwrap();
+    let mut files = Files::default();
+    let mut half = Files::default();
+    while let Some(item) = reader.next_item().unwrap() {
+        let LogItem::Entry { sealed, .. } = item else { panic!("the log is whole") };
+        files.apply(sealed.entry());
+        if sealed.id().seq == 150 {
+            half = files.clone();
+        }
+    }
+    // A view that is behind is what its log said by then.
+    for state in [&half, &files] {
+        let view = View::open(&directory.join("view"), None).unwrap().view;
+        view.rewrite(state, None);
+        view.close();
+        check().success().stdout(starts_with("equal: 1 files are what the log says"));
+    }
+    // Half of the records, and the claim to have seen all.
+    std::fs::remove_dir_all(directory.join("view")).unwrap();
+    let view = View::open(&directory.join("view"), None).unwrap().view;
+    let seen: Vector = files.seen().clone();
+    view.rewrite(&Files::restore([], seen), None);
+    view.close();
+    check().code(1).stdout(contains("the view '(none)'")).stdout(contains("move the folder 'view' away"));
+}

@@ -20,14 +20,16 @@ const BYTES_MAX: u64 = 1 << 30;
 pub enum BundleCommand {
     /// Share a file under a name; a bundle of this name is replaced
     Put {
+        /// Name of the bundle
         name: String,
-        /// The content
+        /// The file with the content
         path: PathBuf,
         #[command(flatten)]
         directory: DirectoryArgs,
     },
     /// Get a bundle's content, from whichever member has it
     Get {
+        /// Name of the bundle
         name: String,
         /// Where to write it; - is standard output
         path: PathBuf,

@@ -23,11 +23,13 @@ pub enum CertCommand {
     },
     /// Issue a certificate for a server by hand, on a server that holds the CA's key
     Issue {
+        /// The name of that server
         #[arg(long, value_parser = server_name)]
         name: ServerName,
         /// The folder for ca.crt, server.crt and server.key; copy it to DIR/certs of that server
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
+        /// How long the certificate is good
         #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u64).range(1..=7300))]
         days: u64,
         #[command(flatten)]

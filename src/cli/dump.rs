@@ -43,6 +43,7 @@ pub struct DumpArgs {
     /// Go on as the log grows
     #[arg(long)]
     follow: bool,
+    /// What the lines look like
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }

@@ -57,6 +57,7 @@ pub struct ListArgs {
 
 #[derive(Debug, Args)]
 pub struct ShowArgs {
+    /// Name of the management file
     file: FileName,
     #[command(flatten)]
     directory: DirectoryArgs,
@@ -64,7 +65,9 @@ pub struct ShowArgs {
 
 #[derive(Debug, Args)]
 pub struct AddArgs {
+    /// Name of the management file
     file: FileName,
+    /// The record, fields separated by commas: 'S2b, S2, S6'
     #[arg(value_parser = parse_record)]
     record: Record,
     #[command(flatten)]
@@ -75,6 +78,7 @@ pub struct AddArgs {
 
 #[derive(Debug, Args)]
 pub struct DelArgs {
+    /// Name of the management file
     file: FileName,
     /// The whole record, as `files show` prints it
     #[arg(value_parser = parse_record)]
@@ -87,10 +91,12 @@ pub struct DelArgs {
 
 #[derive(Debug, Args)]
 pub struct ModArgs {
+    /// Name of the management file
     file: FileName,
     /// The whole record, as `files show` prints it
     #[arg(value_parser = parse_record)]
     before: Record,
+    /// The record as it shall be
     #[arg(value_parser = parse_record)]
     after: Record,
     #[command(flatten)]
@@ -112,6 +118,7 @@ pub struct ApplyArgs {
 
 #[derive(Debug, Args)]
 pub struct HistoryArgs {
+    /// Name of the management file
     file: FileName,
     /// Only of the record with this key
     key: Option<String>,
@@ -121,6 +128,7 @@ pub struct HistoryArgs {
 
 #[derive(Debug, Args)]
 pub struct ConflictsArgs {
+    /// Only of this management file
     file: Option<FileName>,
     #[command(flatten)]
     directory: DirectoryArgs,
@@ -129,6 +137,7 @@ pub struct ConflictsArgs {
 #[derive(Debug, Args)]
 #[group(id = "value", required = true, multiple = false, args = ["keep", "record"])]
 pub struct ResolveArgs {
+    /// Name of the management file
     file: FileName,
     /// The record's key, as `files conflicts` prints it
     key: String,

@@ -22,6 +22,7 @@ use crate::core::text::{Edited, LineError, ShownFile, TEXT_BYTES_MAX, edit_text}
 
 #[derive(Debug, Args)]
 pub struct FilesEditArgs {
+    /// Name of the management file
     file: FileName,
     #[command(flatten)]
     edit: EditArgs,

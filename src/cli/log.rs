@@ -125,6 +125,12 @@ pub mod tests {
             Self { authority, credentials, stream, seq: 0, previous: Digest::ZERO, time_ms: 1_800_000_000_000 }
         }
 
+        /// The same server's other lane.
+        pub fn volatile(&mut self) {
+            self.stream.lane = Lane::Volatile;
+            (self.seq, self.previous) = (0, Digest::ZERO);
+        }
+
         pub fn authority(&self) -> AuthorityCertificate {
             self.authority.certificate().clone()
         }

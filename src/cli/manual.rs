@@ -16,6 +16,7 @@ pub enum UtilCommand {
     },
     /// Print the completions of a shell
     Completions {
+        /// The shell
         #[arg(value_enum)]
         shell: ShellName,
     },

@@ -315,4 +315,39 @@ mod tests {
         let gap = [entries[0].clone(), entries[2].clone()];
         assert!(folded(Point::End, &gap).unwrap_err().starts_with("the entries 2 of S1:"));
     }
+
+    #[test]
+    fn what_the_log_lacks_comes_from_a_checkpoint() {
+        let mut author = Author::new("S1");
+        let entries = [author.add("Notes", "a, 1"), author.add("Notes", "b, 2"), author.add("Notes", "c, 3")];
+        let mut checkpoint = Checkpoint::default();
+        entries[..2].iter().for_each(|sealed| drop(checkpoint.files.apply(sealed.entry())));
+        let checkpoints = [checkpoint];
+        let fold = |point: Point, entries: &[std::sync::Arc<crate::core::entry::Sealed>]| {
+            let mut fold = Fold::new(point, &checkpoints);
+            entries.iter().try_for_each(|sealed| fold.take(sealed.entry()))?;
+            fold.finish()
+        };
+        let len = |folded: Result<Folded, Failure>| {
+            folded.map(|folded| folded.files.iter().map(|(_, file)| file.len()).sum())
+        };
+        assert_eq!(len(fold(Point::End, &entries[2..])).ok(), Some(3_usize));
+        assert_eq!(len(fold(Point::End, &[])).ok(), Some(2));
+        assert_eq!(len(fold(Point::Entry(entries[2].id().clone()), &entries[2..])).ok(), Some(3));
+        let vector = checkpoints[0].files.seen().clone();
+        assert_eq!(len(fold(Point::Seen { vector, from_checkpoints: true }, &[])).ok(), Some(2));
+    }
+
+    #[test]
+    fn dropped_volatile_entries_are_no_gap() {
+        let mut author = Author::new("S1");
+        author.volatile();
+        let rows: Vec<_> = (0..3).map(|load| author.add("Condition", &format!("S1, {load}, 1, 1, 0"))).collect();
+        let mut fold = Fold::new(Point::End, &[]);
+        fold.take(rows[0].entry()).unwrap();
+        fold.take(rows[2].entry()).unwrap();
+        let folded = fold.finish().unwrap();
+        assert!(folded.volatile_lost);
+        assert_eq!(folded.files.seen().seq(&rows[0].id().stream), 3);
+    }
 }

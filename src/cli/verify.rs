@@ -328,4 +328,40 @@ mod tests {
         let mut verifier = Verifier::new(other.authority(), Vec::new());
         assert!(matches!(verifier.take(&author.add("Notes", "a, 1")), Err(ChainError::Certificate(..))));
     }
+
+    #[test]
+    fn retention_may_drop_volatile_entries_and_no_others() {
+        let mut author = Author::new("S1");
+        let audit = author.add("Notes", "a, 1");
+        author.volatile();
+        let rows: Vec<_> = (0..5).map(|load| author.add("Condition", &format!("S1, {load}, 1, 1, 0"))).collect();
+        let mut verifier = Verifier::new(author.authority(), Vec::new());
+        verifier.take(&audit).unwrap();
+        verifier.take(&rows[2]).unwrap();
+        verifier.take(&rows[4]).unwrap();
+        assert_eq!((verifier.entries, verifier.dropped, verifier.unsigned()), (3, 3, None));
+        // The hash of what was dropped is signed with what follows it.
+        let mut forged = rows[4].entry().clone();
+        forged.previous = rows[0].hash();
+        let mut verifier = Verifier::new(author.authority(), Vec::new());
+        verifier.take(&audit).unwrap();
+        assert!(verifier.take(&Sealed::new(forged, rows[4].signature().copied())).is_err());
+    }
+
+    #[test]
+    fn a_stream_that_begins_in_a_checkpoint_is_checked_and_told() {
+        let mut author = Author::new("S1");
+        let entries: Vec<_> = (0..4).map(|number| author.add("Notes", &format!("k{number}, v"))).collect();
+        let mut whole = Verifier::new(author.authority(), Vec::new());
+        entries[..3].iter().for_each(|sealed| whole.take(sealed).unwrap());
+        let heads: BTreeMap<_, _> =
+            whole.streams.iter().map(|(stream, progress)| (stream.clone(), progress.head.clone())).collect();
+
+        let mut tail = Verifier::new(author.authority(), vec![heads]);
+        entries[2..].iter().for_each(|sealed| tail.take(sealed).unwrap());
+        assert_eq!((tail.entries, tail.uncertified().len(), whole.uncertified().len()), (2, 1, 0));
+        // A gap behind the checkpoint is none that retention makes.
+        let mut gap = Verifier::new(author.authority(), Vec::new());
+        assert!(matches!(gap.take(&entries[2]), Err(ChainError::Gap { .. })));
+    }
 }

@@ -139,6 +139,8 @@ pub enum Input {
     CheckpointStored {
         floor: Vector,
     },
+    /// The checkpoint of the oldest unanswered `Output::StoreCheckpoint` was not kept: there is no room.
+    CheckpointFailed,
     /// Old segments were archived.
     Archived {
         floor: Vector,
@@ -174,7 +176,8 @@ pub enum Output {
         written: Vec<Written>,
         seen: Vector,
     },
-    /// Keep this state as a checkpoint, durably, before the log goes on.
+    /// Keep this state as a checkpoint, durably, before the log goes on: answered by `CheckpointStored` or
+    /// `CheckpointFailed`, in the order of asking.
     StoreCheckpoint(Box<Checkpoint>),
     /// Send the current checkpoint to a peer that is too far behind.
     SendCheckpoint {

@@ -35,13 +35,37 @@ use super::waits::Waits;
 
 /// How often the node wants a `Tick`, in milliseconds.
 pub const TICK_MS: u64 = 50;
-/// Most bytes and entries of one commit.
-const COMMIT_BYTES: usize = 256 * 1024;
-const COMMIT_ENTRIES: usize = 1024;
 /// Transactions that may wait before further ones are refused.
 const SUBMITS_WAITING_MAX: usize = 20_000;
 /// How long after giving a flag the node waits before it gives it again.
 const FLAG_PATIENCE_US: u64 = 2_000_000;
+
+/// How much is written, read, sent and kept waiting at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// A commit takes no further work once it has reached this.
+    pub commit_bytes: usize,
+    pub commit_entries: usize,
+    /// Unacknowledged bytes in flight to one peer before the flow to it pauses.
+    pub window_bytes: usize,
+    /// What one read from the log asks for; at least the largest group of entries under one signature, which is
+    /// `commit_bytes` and one entry.
+    pub read_bytes: usize,
+    /// Received bytes that wait for the writer before no more are read from the links.
+    pub reception_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            commit_bytes: 256 * 1024,
+            commit_entries: 1024,
+            window_bytes: 2 * 1024 * 1024,
+            read_bytes: 768 * 1024,
+            reception_bytes: 8 * 1024 * 1024,
+        }
+    }
+}
 
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -56,6 +80,7 @@ pub struct NodeConfig {
     pub standby_ms: u64,
     /// Log bytes between two checkpoints.
     pub checkpoint_bytes: u64,
+    pub limits: Limits,
     pub flaw: Option<Flaw>,
 }
 
@@ -69,6 +94,7 @@ impl NodeConfig {
             clock_offset_ms_max: 10_000,
             standby_ms: 3_000,
             checkpoint_bytes: 16 * 1024 * 1024,
+            limits: Limits::default(),
             flaw: None,
         }
     }
@@ -169,7 +195,7 @@ impl Node {
             writing: None,
             has_room: true,
             waits: Waits::default(),
-            sync: Sync::new(config.me.clone()),
+            sync: Sync::new(config.me.clone(), config.limits),
             lifecycle: Lifecycle::Standby,
             started_us: None,
             next_beat_us: 0,
@@ -219,6 +245,7 @@ impl Node {
                 sync.read(&peer, stream, from, entries, holding, &mut out);
             }),
             Input::CheckpointStored { floor } => self.checkpoint_stored(now, floor, &mut out),
+            Input::CheckpointFailed => self.checkpoint_failed(&mut out),
             Input::Archived { floor } => self.floor = floor,
             Input::CheckpointReceived { peer, checkpoint } => self.install(peer, *checkpoint, &mut out),
             Input::Identity { certificate, key, run } => {
@@ -267,7 +294,7 @@ impl Node {
 
     /// Whether more entries from peers can be taken now; while not, none should be read from the links.
     pub fn takes_entries(&self) -> bool {
-        self.queue.status(Class::Reception).waiting_bytes < 8 * 1024 * 1024
+        self.queue.status(Class::Reception).waiting_bytes < self.config.limits.reception_bytes
     }
 
     /// The state and the heads that a checkpoint of this moment holds.
@@ -333,10 +360,11 @@ impl Node {
         if self.writing.is_some() || !self.has_room || self.queue.is_empty() {
             return;
         }
+        let limits = self.config.limits;
         let mut commit = Commit::default();
         let mut overlay = Overlay::default();
         let mut signers: BTreeMap<Stream, usize> = BTreeMap::new();
-        while commit.bytes < COMMIT_BYTES && commit.entries.len() < COMMIT_ENTRIES {
+        while commit.bytes < limits.commit_bytes && commit.entries.len() < limits.commit_entries {
             let Some((_, work)) = self.queue.pop(now.monotonic_us) else { break };
             match work {
                 Work::Local { ticket, transaction, wait, deadline_us } => match self.seal(now, &overlay, transaction) {
@@ -647,6 +675,13 @@ impl Node {
                 self.update_lifecycle(now, out);
             }
             other => self.writing = other,
+        }
+    }
+
+    fn checkpoint_failed(&mut self, out: &mut Vec<Output>) {
+        if matches!(self.writing, Some(Writing::Checkpoint { .. })) {
+            self.writing = None;
+            self.room(false, out);
         }
     }
 

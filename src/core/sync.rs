@@ -14,12 +14,9 @@ use std::sync::Arc;
 use super::entry::Sealed;
 use super::id::{ServerName, Stream};
 use super::io::{Beat, Message, Output, Range};
+use super::node::Limits;
 use super::version::Vector;
 
-/// Unacknowledged bytes in flight to one peer before the flow to it pauses.
-pub const WINDOW_BYTES: usize = 2 * 1024 * 1024;
-/// What one read from the log asks for; more than the largest group of entries under one signature.
-pub const READ_BYTES: usize = 768 * 1024;
 /// How long a wanted range may make no progress before another peer is asked.
 const WANT_PATIENCE_US: u64 = 2_000_000;
 /// How long entries of a linked origin may be missing before others are asked for them.
@@ -51,6 +48,11 @@ pub struct Peer {
 impl Peer {
     pub fn held(&self) -> Option<&Vector> {
         self.held.as_ref()
+    }
+
+    /// Bytes sent and not acknowledged.
+    pub fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
     }
 
     fn raise(&mut self, stream: &Stream, seq: u64) {
@@ -94,6 +96,7 @@ pub struct Holding<'a> {
 
 pub struct Sync {
     me: ServerName,
+    limits: Limits,
     peers: BTreeMap<ServerName, Peer>,
     wanted: BTreeMap<Stream, Wanted>,
     /// Since when entries of a linked origin have been missing, and how far the stream was then.
@@ -102,9 +105,10 @@ pub struct Sync {
 }
 
 impl Sync {
-    pub fn new(me: ServerName) -> Self {
+    pub fn new(me: ServerName, limits: Limits) -> Self {
         Self {
             me,
+            limits,
             peers: BTreeMap::new(),
             wanted: BTreeMap::new(),
             missing: BTreeMap::new(),
@@ -180,7 +184,7 @@ impl Sync {
             let Some(held) = &peer.held else { continue };
             let at = peer.pushed.get(stream).copied().unwrap_or(0).max(held.seq(stream));
             let reading = peer.reading.as_ref().is_some_and(|(read, _)| read == stream);
-            if at + 1 != first.id().seq || reading || peer.in_flight_bytes >= WINDOW_BYTES {
+            if at + 1 != first.id().seq || reading || peer.in_flight_bytes >= self.limits.window_bytes {
                 continue;
             }
             peer.pushed.insert(stream.clone(), last.id().seq);
@@ -242,7 +246,7 @@ impl Sync {
     pub fn pump(&mut self, name: &ServerName, holding: &Holding, out: &mut Vec<Output>) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         let Some(held) = &peer.held else { return };
-        if peer.reading.is_some() || peer.in_flight_bytes >= WINDOW_BYTES {
+        if peer.reading.is_some() || peer.in_flight_bytes >= self.limits.window_bytes {
             return;
         }
         let next = peer.serving.front().cloned().or_else(|| {
@@ -255,7 +259,7 @@ impl Sync {
         let Some(Range { stream, from, to }) = next else { return };
         peer.reading = Some((stream.clone(), from));
         let peer = name.clone();
-        out.push(Output::Read { peer, stream, from, to, bytes_max: READ_BYTES });
+        out.push(Output::Read { peer, stream, from, to, bytes_max: self.limits.read_bytes });
     }
 
     /// Compares a beat with what is held here; tells all if the two have differed for more than a beat.

@@ -402,6 +402,8 @@ pub struct Reply {
 /// One line from a client.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Call {
+    #[serde(default)]
+    pub version: u32,
     pub id: u64,
     pub request: Request,
 }
@@ -414,7 +416,7 @@ pub(super) struct OutgoingCall<'a> {
     pub request: &'a Request,
 }
 
-/// What is read of a line before its request, which another version may have changed.
+/// What is read of a line whose request is not understood: another version may have changed it.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct CallHead {
     #[serde(default)]

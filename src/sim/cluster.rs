@@ -1,0 +1,571 @@
+//! The hosts of one simulated cluster, the network between them, and the queue of what happens next.
+//!
+//! Everything happens in the order of (time, sequence), and all chance comes from one seeded generator, so a
+//! seed is a run. The cluster carries out what the nodes want (`doors`) and lets the oracle look at every step;
+//! what goes wrong in it is decided by whoever drives it: the fault plan or a scenario.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+
+use super::certifier::Authority;
+use super::disk::Disk;
+use super::doors::Desk;
+use super::host::{Host, Started};
+use super::network::{Arrival, Frame, Network, Silence};
+use super::oracle::Oracle;
+use super::random::Random;
+use super::time::{HostClock, MILLISECOND_US, SECOND_US};
+use crate::core::id::{ClusterId, ServerName};
+use crate::core::io::{Committed, Input, Message, Output, Refusal, Ticket, Transaction, Wait};
+use crate::core::node::{Node, NodeConfig, TICK_MS};
+use crate::core::oplog::Certifier;
+use crate::core::priority::Class;
+use crate::core::version::Vector;
+use crate::format::decode_message;
+use crate::ports::{LogRead, carry_out};
+
+/// Events that a timeline holds before the oldest are dropped.
+const TIMELINE_EVENTS: usize = 120;
+
+/// How a cluster is made.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub seed: u64,
+    pub hosts: usize,
+    /// What every node is configured with, but for its name.
+    pub node: NodeConfig,
+    pub segment_bytes: usize,
+    /// Segments that are kept when older ones are archived; `None`: nothing is archived.
+    pub keep_segments: Option<usize>,
+    pub delay_us: (u64, u64),
+    pub sync_us: (u64, u64),
+    /// Whether the hosts' clocks differ and drift.
+    pub clocks_differ: bool,
+    /// Whether a timeline is kept.
+    pub timeline: bool,
+}
+
+/// What happens at a moment.
+pub enum Event {
+    Tick { host: usize, life: u32 },
+    Synced { host: usize, life: u32, room: bool },
+    ReadDone { host: usize, life: u32, request: LogRead },
+    CheckpointDone { host: usize, life: u32, bytes: Option<Vec<u8>>, seen: Box<Vector> },
+    ViewFlush { host: usize, life: u32 },
+    Arrive(Frame),
+    /// The other end has closed the link.
+    Closed { host: usize, peer: usize, epoch: u32 },
+    Idle { host: usize, peer: usize, epoch: u32, silence: Silence },
+    Dial { one: usize, other: usize },
+}
+
+/// Orders events by time, then by the order in which they were planned.
+struct Planned {
+    at_us: u64,
+    sequence: u64,
+    event: Event,
+}
+
+impl PartialEq for Planned {
+    fn eq(&self, other: &Self) -> bool {
+        self.sequence == other.sequence
+    }
+}
+impl Eq for Planned {}
+impl PartialOrd for Planned {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Planned {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at_us, self.sequence).cmp(&(other.at_us, other.sequence))
+    }
+}
+
+/// A transaction that has not been answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    pub host: usize,
+    pub life: u32,
+    pub deadline_us: u64,
+}
+
+/// A cluster under simulation.
+pub struct Cluster {
+    pub(super) settings: Settings,
+    pub(super) now_us: u64,
+    pub(super) hosts: Vec<Host>,
+    pub(super) network: Network,
+    pub(super) random: Random,
+    pub(super) oracle: Oracle,
+    pub(super) certifier: Arc<dyn Certifier>,
+    pub(super) authority: Authority,
+    pub(super) asked: BTreeMap<Ticket, Asked>,
+    pub(super) answers: BTreeMap<Ticket, Result<Committed, Refusal>>,
+    /// Links that were broken because of what a peer sent: who broke it, with whom, why.
+    pub(super) disconnected: Vec<(usize, usize, String)>,
+    pub(super) cluster: ClusterId,
+    /// Entries frames that arrive with a flipped bit, in a thousand.
+    pub(super) corrupt_permille: u64,
+    planned: BinaryHeap<Reverse<Planned>>,
+    sequence: u64,
+    tickets: Ticket,
+    timeline: VecDeque<String>,
+    /// What this run has been through.
+    pub(super) steps: u64,
+}
+
+impl Cluster {
+    /// A cluster of hosts that have not been started.
+    pub fn new(settings: Settings) -> Self {
+        let mut random = Random::new(settings.seed);
+        let authority = Authority::new(random.bytes());
+        let hosts = (0..settings.hosts).map(|index| {
+            let name = ServerName::new(&format!("S{}", index + 1)).expect("a letter and a number are a name");
+            let key = SigningKey::from_bytes(&random.bytes());
+            let certificate = authority.issue(&name, &key.verifying_key());
+            let mut clock = HostClock { monotonic_start_us: random.below(1000 * SECOND_US), ..HostClock::default() };
+            if settings.clocks_differ {
+                clock.offset_ms = random.below(400) as i64 - 200;
+                clock.drift_ppm = random.below(400) as i64 - 200;
+            }
+            let disk = Disk { sync_us: settings.sync_us, ..Disk::default() };
+            Host::new(name, key, certificate, clock, disk)
+        });
+        let hosts: Vec<_> = hosts.collect();
+        let mut cluster = Self {
+            now_us: 0,
+            network: Network::new(hosts.len(), settings.delay_us),
+            oracle: Oracle::new(hosts.len()),
+            hosts,
+            random,
+            certifier: Arc::new(authority.certifier()),
+            cluster: authority.cluster(),
+            authority,
+            asked: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            disconnected: Vec::new(),
+            corrupt_permille: 0,
+            planned: BinaryHeap::new(),
+            sequence: 0,
+            tickets: 0,
+            timeline: VecDeque::new(),
+            steps: 0,
+            settings,
+        };
+        for one in 0..cluster.hosts.len() {
+            for other in one + 1..cluster.hosts.len() {
+                cluster.plan(MILLISECOND_US, Event::Dial { one, other });
+            }
+        }
+        cluster
+    }
+
+    /// Lets everything happen that is due up to a time. Stops early when a promise is broken.
+    pub fn run_until(&mut self, until_us: u64) {
+        while let Some(Reverse(next)) = self.planned.peek() {
+            if next.at_us > until_us || self.oracle.violation().is_some() {
+                break;
+            }
+            let Some(Reverse(Planned { at_us, event, .. })) = self.planned.pop() else { break };
+            self.now_us = at_us;
+            self.steps += 1;
+            self.happen(event);
+        }
+        if self.oracle.violation().is_none() {
+            self.now_us = self.now_us.max(until_us);
+        }
+    }
+
+    pub fn name(&self, host: usize) -> &ServerName {
+        &self.hosts[host].name
+    }
+
+    pub fn node(&self, host: usize) -> Option<&Node> {
+        self.hosts[host].node.as_ref()
+    }
+
+    /// The number of a host by its name.
+    pub fn host_of(&self, name: &ServerName) -> Option<usize> {
+        self.hosts.iter().position(|host| host.name == *name)
+    }
+
+    /// Hosts whose daemon runs and that belong to the cluster.
+    pub fn running(&self) -> Vec<usize> {
+        (0..self.hosts.len()).filter(|&host| self.hosts[host].runs() && !self.hosts[host].removed).collect()
+    }
+
+    /// What happened last, one line per event.
+    pub fn timeline(&self) -> impl Iterator<Item = &String> {
+        self.timeline.iter()
+    }
+
+    // ---- what the driver does ----
+
+    /// Makes the first host found the cluster: the transaction that names all its servers.
+    pub fn found(&mut self, members: usize) -> Ticket {
+        let edits = super::workload::founding_edits(&self.hosts[..members]);
+        let transaction =
+            Transaction { class: Class::Management, author: "init".into(), reason: "founding".into(), edits };
+        self.submit(0, transaction, Wait::Local, 5_000)
+    }
+
+    /// Starts a daemon on what its disk holds.
+    pub fn start(&mut self, host: usize) {
+        if self.hosts[host].runs() {
+            return;
+        }
+        let config = NodeConfig { me: self.hosts[host].name.clone(), cluster: self.cluster, ..self.settings.node.clone() };
+        let segment_bytes = self.settings.segment_bytes;
+        let Started { run, put_aside, view } =
+            self.hosts[host].start(self.now_us, &config, segment_bytes, self.certifier.clone());
+        self.note(host, || format!("starts with run {run:08x}; put aside: {put_aside:?}"));
+        if let Err(why) = view {
+            let name = self.hosts[host].name.clone();
+            self.oracle.report("P2 replicas", || format!("{name} has started, {why}"));
+        }
+        let name = self.hosts[host].name.clone();
+        let Some(node) = &self.hosts[host].node else { return };
+        let survivors: Vec<_> =
+            super::journal::scan(&self.hosts[host].disk, &mut Vec::new()).into_iter().map(|(_, sealed)| sealed).collect();
+        self.oracle.recovered(host, name.as_str(), node.files());
+        self.oracle.appending(name.as_str(), &survivors);
+        self.oracle.written(host, &survivors);
+        let life = self.hosts[host].life;
+        self.plan(0, Event::Tick { host, life });
+    }
+
+    /// Ends a daemon at once.
+    pub fn crash(&mut self, host: usize, power_cut: bool) {
+        if !self.hosts[host].runs() {
+            return;
+        }
+        self.note(host, || if power_cut { "loses power".to_owned() } else { "is killed".to_owned() });
+        let random = power_cut.then_some(&mut self.random);
+        self.hosts[host].crash(random);
+        self.asked.retain(|_, asked| asked.host != host);
+        for peer in 0..self.hosts.len() {
+            self.network.give_up(host, peer);
+            if let Some(epoch) = self.network.end(peer, host) {
+                let idle_us = self.network.idle_us(&mut self.random);
+                self.plan(idle_us, Event::Idle { host: peer, peer: host, epoch, silence: Silence::Dead });
+            }
+        }
+    }
+
+    /// Stops a daemon for a while, as a signal does.
+    pub fn freeze(&mut self, host: usize, for_us: u64) {
+        self.note(host, || format!("is frozen for {} ms", for_us / 1000));
+        self.hosts[host].frozen_until_us = self.now_us + for_us;
+        for peer in 0..self.hosts.len() {
+            if let Some(epoch) = self.network.end(peer, host) {
+                let idle_us = self.network.idle_us(&mut self.random);
+                self.plan(idle_us, Event::Idle { host: peer, peer: host, epoch, silence: Silence::Frozen });
+            }
+        }
+    }
+
+    /// Blocks one way.
+    pub fn block(&mut self, from: usize, to: usize) {
+        if let Some((epoch, silence)) = self.network.block(from, to) {
+            let idle_us = self.network.idle_us(&mut self.random);
+            self.plan(idle_us, Event::Idle { host: to, peer: from, epoch, silence });
+        }
+    }
+
+    /// Opens one way.
+    pub fn open(&mut self, from: usize, to: usize) {
+        for frame in self.network.open(from, to) {
+            self.happen(Event::Arrive(frame));
+        }
+    }
+
+    /// Breaks a link; both ends notice soon, if the ways are open.
+    pub fn close(&mut self, host: usize, peer: usize) {
+        let Some(epoch) = self.network.end(host, peer) else { return };
+        // Planned, not done: a node is never given an input while its outputs are being carried out.
+        self.plan(0, Event::Closed { host, peer, epoch });
+        self.tell_closed(host, peer, epoch);
+    }
+
+    pub fn set_disk_full(&mut self, host: usize, full: bool) {
+        self.note(host, || format!("disk full: {full}"));
+        self.hosts[host].disk.full = full;
+        if !full {
+            self.feed(host, Input::Room { available: true });
+        }
+    }
+
+    /// Hands a transaction to a host. Returns the ticket that the answer will carry.
+    pub fn submit(&mut self, host: usize, transaction: Transaction, wait: Wait, deadline_ms: u64) -> Ticket {
+        self.tickets += 1;
+        let ticket = self.tickets;
+        if self.hosts[host].runs() {
+            self.note(host, || format!("submit {ticket} {wait:?}: {}", super::workload::describe(&transaction)));
+            let deadline_us = self.now_us + deadline_ms * 1000;
+            self.asked.insert(ticket, Asked { host, life: self.hosts[host].life, deadline_us });
+            self.feed(host, Input::Submit { ticket, transaction, wait, deadline_ms });
+        }
+        ticket
+    }
+
+    /// Hands an input to a node and carries out what it wants.
+    pub fn feed(&mut self, host: usize, input: Input) {
+        let now = self.hosts[host].clock.now(self.now_us);
+        let Some(node) = &mut self.hosts[host].node else { return };
+        let outputs: Vec<Output> = node.handle(now, input);
+        carry_out(&mut Desk { cluster: self, host }, outputs);
+    }
+
+    pub fn plan(&mut self, after_us: u64, event: Event) {
+        self.sequence += 1;
+        self.planned.push(Reverse(Planned { at_us: self.now_us + after_us, sequence: self.sequence, event }));
+    }
+
+    /// Adds a line to the timeline, if one is kept.
+    pub(super) fn note(&mut self, host: usize, line: impl FnOnce() -> String) {
+        if !self.settings.timeline {
+            return;
+        }
+        if self.timeline.len() == TIMELINE_EVENTS {
+            self.timeline.pop_front();
+        }
+        let line = format!("{:>10.4} s  {}  {}", self.now_us as f64 / 1e6, self.hosts[host].name, line());
+        self.timeline.push_back(line);
+    }
+
+    // ---- what happens by itself ----
+
+    fn happen(&mut self, event: Event) {
+        if let Some(host) = self.stopped_host(&event) {
+            let after_us = self.hosts[host].frozen_until_us - self.now_us;
+            return self.plan(after_us, event);
+        }
+        match event {
+            Event::Tick { host, life } if self.lives(host, life) => {
+                self.feed(host, Input::Tick);
+                self.check_bounds(host);
+                self.resume(host);
+                self.plan(TICK_MS * MILLISECOND_US, Event::Tick { host, life });
+            }
+            Event::Synced { host, life, room } if self.lives(host, life) => self.synced(host, room),
+            Event::ReadDone { host, life, request } if self.lives(host, life) => {
+                let entries = self.hosts[host].journal.read(&request);
+                let LogRead { peer, stream, from, .. } = request;
+                self.feed(host, Input::Read { peer, stream, from, entries });
+            }
+            Event::CheckpointDone { host, life, bytes, seen } if self.lives(host, life) => {
+                self.checkpoint_done(host, bytes, &seen);
+            }
+            Event::ViewFlush { host, life } if self.lives(host, life) => self.hosts[host].view.flush(),
+            Event::Arrive(frame) => self.arrive(frame),
+            Event::Closed { host, peer, epoch } if self.network.end(host, peer) == Some(epoch) => {
+                self.lose_link(host, peer);
+            }
+            Event::Idle { host, peer, epoch, silence } => {
+                let thawed = silence == Silence::Frozen && self.hosts[peer].frozen_until_us <= self.now_us;
+                if !thawed && self.network.is_silent(host, peer, epoch, silence) {
+                    self.lose_link(host, peer);
+                    self.tell_closed(host, peer, epoch);
+                }
+            }
+            Event::Dial { one, other } => self.dial(one, other),
+            _ => {}
+        }
+    }
+
+    /// Reads on from the links that were left alone while the node took no entries.
+    fn resume(&mut self, host: usize) {
+        if !self.hosts[host].node.as_ref().is_some_and(Node::takes_entries) {
+            return;
+        }
+        for peer in 0..self.hosts.len() {
+            for frame in self.network.resume(peer, host) {
+                self.happen(Event::Arrive(frame));
+            }
+        }
+    }
+
+    fn lives(&self, host: usize, life: u32) -> bool {
+        self.hosts[host].runs() && self.hosts[host].life == life
+    }
+
+    /// The frozen host, if the event needs one that is.
+    fn stopped_host(&self, event: &Event) -> Option<usize> {
+        let host = match event {
+            Event::Tick { host, .. }
+            | Event::Synced { host, .. }
+            | Event::ReadDone { host, .. }
+            | Event::CheckpointDone { host, .. }
+            | Event::ViewFlush { host, .. }
+            | Event::Closed { host, .. }
+            | Event::Idle { host, .. } => *host,
+            Event::Arrive(frame) => frame.to,
+            Event::Dial { .. } => return None,
+        };
+        (self.hosts[host].runs() && self.hosts[host].frozen_until_us > self.now_us).then_some(host)
+    }
+
+    fn synced(&mut self, host: usize, room: bool) {
+        let one = &mut self.hosts[host];
+        if !room {
+            one.journal.write_failed(&mut one.disk);
+            self.note(host, || "append failed: no room".to_owned());
+            return self.feed(host, Input::AppendFailed);
+        }
+        if self.settings.node.flaw != Some(crate::core::flaw::Flaw::SkipSync) {
+            one.disk.sync();
+        }
+        let entries = one.journal.written();
+        self.oracle.written(host, &entries);
+        self.note(host, || format!("has on disk {}", super::workload::ids(&entries)));
+        self.feed(host, Input::Appended);
+    }
+
+    fn checkpoint_done(&mut self, host: usize, bytes: Option<Vec<u8>>, seen: &Vector) {
+        let one = &mut self.hosts[host];
+        let Some(bytes) = bytes else {
+            self.note(host, || "checkpoint failed: no room".to_owned());
+            return self.feed(host, Input::CheckpointFailed);
+        };
+        one.disk.sync();
+        let floor = one.journal.checkpoint_stored(&mut one.disk, bytes, seen);
+        for (stream, seq) in seen.iter() {
+            self.oracle.witness(host).promised.raise(stream, seq);
+        }
+        self.note(host, || "has a checkpoint on disk".to_owned());
+        self.feed(host, Input::CheckpointStored { floor });
+        let one = &mut self.hosts[host];
+        let archived = self.settings.keep_segments.and_then(|keep| one.journal.archive(&mut one.disk, keep));
+        if let Some(floor) = archived {
+            self.note(host, || "has archived segments".to_owned());
+            self.feed(host, Input::Archived { floor });
+        }
+    }
+
+    fn arrive(&mut self, frame: Frame) {
+        let (from, to, epoch) = (frame.from, frame.to, frame.epoch);
+        match self.network.arrive(frame) {
+            Arrival::HeldBack => {}
+            Arrival::Unknown => {
+                if self.hosts[to].runs() {
+                    self.tell_closed(to, from, epoch);
+                }
+            }
+            Arrival::Delivered(frame) => self.deliver(frame),
+        }
+    }
+
+    fn deliver(&mut self, Frame { from, to, epoch, mut bytes }: Frame) {
+        if self.hosts[to].node.as_ref().is_some_and(|node| !node.takes_entries()) {
+            return self.network.stall(Frame { from, to, epoch, bytes });
+        }
+        if self.corrupt_permille > 0 && bytes.len() > 150 && self.random.below(1000) < self.corrupt_permille {
+            let mut corrupted = bytes.to_vec();
+            let at = self.random.index(corrupted.len());
+            corrupted[at] ^= 1 << self.random.below(8);
+            if matches!(decode_message(&bytes), Ok(Message::Entries(_))) {
+                self.note(to, || format!("gets a frame with a flipped bit from S{}", from + 1));
+                bytes = corrupted.into();
+            }
+        }
+        self.receive(to, from, &bytes);
+    }
+
+    /// What a host does with bytes from a linked peer.
+    pub(super) fn receive(&mut self, host: usize, from: usize, bytes: &[u8]) {
+        match decode_message(bytes) {
+            Err(error) => {
+                self.disconnected.push((host, from, error.to_string()));
+                self.note(host, || format!("disconnects S{}: {error}", from + 1));
+                self.close(host, from);
+            }
+            Ok(Message::CheckpointPart { digest, total, offset, bytes }) => {
+                self.checkpoint_part(host, from, digest, total, offset, &bytes);
+            }
+            Ok(message) => {
+                self.note(host, || format!("gets from S{}: {}", from + 1, super::workload::describe_message(&message)));
+                let peer = self.hosts[from].name.clone();
+                self.feed(host, Input::Frame { peer, message });
+            }
+        }
+    }
+
+    fn dial(&mut self, one: usize, other: usize) {
+        let again_us = 150 * MILLISECOND_US + self.random.below(150 * MILLISECOND_US);
+        self.plan(again_us, Event::Dial { one, other });
+        let open = !self.network.is_blocked(one, other) && !self.network.is_blocked(other, one);
+        let ready = |host: usize| self.hosts[host].runs() && self.hosts[host].frozen_until_us <= self.now_us;
+        let accepted = self.accepts(one, other) && self.accepts(other, one);
+        if self.network.is_linked(one, other) || !open || !ready(one) || !ready(other) || !accepted {
+            return;
+        }
+        for (host, peer) in [(one, other), (other, one)] {
+            if self.network.end(host, peer).is_some() {
+                self.lose_link(host, peer);
+            }
+        }
+        self.network.establish(one, other);
+        self.note(one, || format!("and S{} are linked", other + 1));
+        for (host, peer) in [(one, other), (other, one)] {
+            let peer = self.hosts[peer].name.clone();
+            self.feed(host, Input::LinkUp { peer });
+        }
+    }
+
+    /// Whether a host lets another in: a member, or anyone while it does not know the members.
+    fn accepts(&self, host: usize, peer: usize) -> bool {
+        let Some(node) = self.node(host) else { return false };
+        node.files().seen().is_empty() || node.others().contains(&self.hosts[peer].name)
+    }
+
+    /// Breaks the links to whoever is not a member any more.
+    pub(super) fn drop_strangers(&mut self, host: usize) {
+        for peer in 0..self.hosts.len() {
+            if self.network.end(host, peer).is_some() && !self.accepts(host, peer) {
+                self.close(host, peer);
+            }
+        }
+    }
+
+    pub(super) fn lose_link(&mut self, host: usize, peer: usize) {
+        if self.network.give_up(host, peer).is_some() {
+            self.hosts[host].collecting.remove(&peer);
+            self.note(host, || format!("loses its link to S{}", peer + 1));
+            let peer = self.hosts[peer].name.clone();
+            self.feed(host, Input::LinkDown { peer });
+        }
+    }
+
+    fn tell_closed(&mut self, host: usize, peer: usize, epoch: u32) {
+        if !self.network.is_blocked(host, peer) {
+            let delay_us = self.network.delay(&mut self.random);
+            self.plan(delay_us, Event::Closed { host: peer, peer: host, epoch });
+        }
+    }
+
+    fn check_bounds(&mut self, host: usize) {
+        let limits = self.settings.node.limits;
+        let Some(node) = &self.hosts[host].node else { return };
+        let waiting = node.queue_status(Class::Reception).waiting_bytes;
+        // One message may come on top of what was still allowed.
+        if waiting > limits.reception_bytes + 2 * limits.read_bytes {
+            self.oracle.report("bounds", || format!("S{} has {waiting} received bytes waiting", host + 1));
+        }
+        let in_flight = node.sync().peers().map(|(_, peer)| peer.in_flight_bytes()).max().unwrap_or(0);
+        if in_flight > limits.window_bytes + 2 * limits.read_bytes {
+            self.oracle.report("bounds", || format!("S{} has {in_flight} bytes in flight to one peer", host + 1));
+        }
+        let late = self.asked.iter().find(|(_, asked)| asked.host == host && asked.deadline_us + 8 * SECOND_US < self.now_us);
+        if let Some((&ticket, asked)) = late
+            && asked.life == self.hosts[host].life
+            && !self.hosts[host].disk.full
+        {
+            self.oracle.report("answers", || format!("S{} has not answered {ticket} long after its deadline", host + 1));
+        }
+    }
+}
