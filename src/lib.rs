@@ -9,6 +9,7 @@
 pub mod core;
 pub mod format;
 pub mod ports;
+pub mod sim;
 
 // Adapters live in real time; everything else takes its time from `edge::clock`.
 #[cfg(feature = "daemon")]
@@ -19,4 +20,3 @@ pub mod edge;
 pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod daemon;
-pub mod sim;

@@ -18,8 +18,10 @@
 //!
 //! 1. The reference is the newest text that was seen: nobody undoes what he cannot have seen. (Nothing was seen: the
 //!    newest text. Somebody replaces the file without looking, which must work.)
-//! 2. An older seen text instead, if the save differs from it in fewer records than from the reference, but in one at
-//!    least: an editor with a stale buffer. Identical to an older text is a deliberate return to it.
+//! 2. An older seen text instead, if the save lacks what others changed from it to the reference: of those records, more
+//!    are as they were than as they are. That is an editor with a stale buffer. (Changes by saves of this file do not
+//!    count: who takes back his own work would look the same.) But a save that is identical to an older text is a
+//!    deliberate return to it.
 //! 3. The text that this very file held, seen or not, if the save starts with all of it and is nearer to it, and the
 //!    tree has moved on since: `echo >>` keeps a text without looking at it.
 //! 4. What is written into a file that has been replaced meanwhile can only build on texts up to that file's.
@@ -38,10 +40,10 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::id::FileName;
+use super::id::{EntryId, FileName};
 use super::io::{Committed, Edit, Refusal};
 use super::schema::Schema;
-use super::text::{Records, ShownFile, difference, distance, edit_records, parse_text_knowing};
+use super::text::{Records, ShownFile, difference, differing, distance, edit_records, parse_text_knowing};
 
 pub use report::REPORT_MARK;
 
@@ -56,6 +58,9 @@ pub const TEXT_AGE_MS_MAX: u64 = 3_600_000;
 
 /// Most texts whose reading is remembered before they are.
 const EARLY_READS_MAX: usize = 16;
+
+/// Most entries that are remembered as saves of a file.
+const OWN_ENTRIES_MAX: usize = 256;
 
 /// Names a text that a file has held; later texts have larger numbers. 0 names none.
 pub type TextId = u64;
@@ -176,6 +181,8 @@ pub struct PlainFile {
     unsettled: Option<Unsettled>,
     rejected: bool,
     alarmed: bool,
+    /// Entries that came from saves of this file, the last of them.
+    own: VecDeque<EntryId>,
 }
 
 #[derive(Debug)]
@@ -231,12 +238,18 @@ impl PlainFile {
             unsettled: None,
             rejected: false,
             alarmed: false,
+            own: VecDeque::new(),
         }
     }
 
     /// The schema that saves are checked against from now on.
     pub fn set_schema(&mut self, schema: Schema) {
         self.schema = schema;
+    }
+
+    /// There is a `FILE.rejected` from before: the next good save removes it.
+    pub fn found_report(&mut self) {
+        self.rejected = true;
     }
 
     pub fn tree(&self) -> Option<&Arc<ShownFile>> {
@@ -324,7 +337,7 @@ impl PlainFile {
     /// The file was written and closed, or another one took its place. Returns the name of the text it now holds.
     pub fn saved(&mut self, now_ms: u64, save: Save) -> (TextId, Vec<Action>) {
         if save.orphan {
-            if self.text(save.held).is_some_and(|text| text.text().as_bytes() == save.bytes) {
+            if self.is_known(&save) {
                 return (save.held, Vec::new());
             }
         } else if let Some(content) = &self.content
@@ -383,6 +396,8 @@ impl PlainFile {
         let mut actions = Vec::new();
         match result {
             Ok((committed, tree)) => {
+                self.own.truncate(OWN_ENTRIES_MAX - 1);
+                self.own.push_front(committed.entry.clone());
                 let file = ShownFile::after_save(&base, records, text, &tree, Some(&committed.entry));
                 self.remember(now_ms, id, Arc::new(file), seen);
                 self.tree = Some(tree);
@@ -496,13 +511,17 @@ impl PlainFile {
         let Some(newest) = texts.last() else { return (tree.clone(), true) };
         let reference = texts.iter().rposition(|text| text.seen);
         let mut best = reference.map_or(newest, |at| &texts[at]);
-        let mut best_distance = distance(best.file.records(), records, usize::MAX);
-        for text in texts[..reference.unwrap_or(0)].iter().rev().filter(|text| text.seen) {
-            let found = distance(text.file.records(), records, best_distance);
-            if (1..best_distance).contains(&found) {
-                (best, best_distance) = (text, found);
+        let older = || texts[..reference.unwrap_or(0)].iter().rev().filter(|text| text.seen);
+        if !older().any(|text| text.file.records() == records) {
+            let mut best_lacking = 0;
+            for text in older() {
+                let lacking = self.lacking(&text.file, &texts[reference.unwrap_or(0)].file, records);
+                if lacking > best_lacking {
+                    (best, best_lacking) = (text, lacking);
+                }
             }
         }
+        let best_distance = distance(best.file.records(), records, usize::MAX);
         let held = texts.iter().find(|text| text.id == save.held);
         let appended = held.filter(|held| save.bytes.starts_with(held.file.text().as_bytes()));
         if let Some(held) = appended
@@ -511,8 +530,24 @@ impl PlainFile {
         {
             best = held;
         }
-        let seen = best.seen || reference.is_none();
-        (best.file.clone(), seen && appended.is_none_or(|held| held.seen || reference.is_none()))
+        // Who appends has seen nothing by that; nor is it known of what was written into a forgotten text.
+        let untold = match appended {
+            Some(held) => !held.seen && reference.is_some(),
+            None => held.is_none() && save.held != 0,
+        };
+        (best.file.clone(), !untold && (best.seen || reference.is_none()))
+    }
+
+    /// How many more records, of those that others changed between an older text and a newer, are in a save as they
+    /// were in the older than as they are in the newer.
+    fn lacking(&self, older: &ShownFile, newer: &ShownFile, records: &Records) -> isize {
+        let changed = differing(older.records(), newer.records());
+        let by_others = changed.into_iter().filter(|key| !newer.is_by(key, &self.own));
+        by_others.fold(0, |lacking, key| match records.get(key) {
+            saved if saved == older.records().get(key) => lacking + 1,
+            saved if saved == newer.records().get(key) => lacking - 1,
+            _ => lacking,
+        })
     }
 
     fn refuse(&mut self, now_ms: u64, report: String, aside: bool, orphan: bool, aged: bool) -> Vec<Action> {
@@ -589,6 +624,14 @@ impl PlainFile {
             }
         }
         self.texts = kept;
+    }
+
+    /// Whether a save is what its file held before, taken or still under way: it was closed without a change, or
+    /// read before.
+    fn is_known(&self, save: &Save) -> bool {
+        self.text(save.held).is_some_and(|text| text.text().as_bytes() == save.bytes)
+            || self.in_flight.as_ref().is_some_and(|held| held.id == save.held && held.text.as_bytes() == save.bytes)
+            || self.waiting.iter().any(|(id, held)| *id == save.held && held.bytes == save.bytes)
     }
 
     fn text(&self, id: TextId) -> Option<&Arc<ShownFile>> {

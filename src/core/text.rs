@@ -8,7 +8,7 @@
 //! A [`ShownFile`] is a file of the tree as an author gets to see it: the text, and for each record the versions that
 //! it stands for. Whoever edits that text builds on these versions, however long the editing takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::diff::Change;
 use super::id::{EntryId, FileName};
@@ -126,6 +126,16 @@ pub fn distance(base: &Records, wanted: &Records, limit: usize) -> usize {
     count
 }
 
+/// The keys whose records differ, in order.
+pub fn differing<'a>(base: &'a Records, wanted: &'a Records) -> Vec<&'a str> {
+    let mut keys = Vec::new();
+    walk(base, wanted, |key, _, _| {
+        keys.push(key);
+        true
+    });
+    keys
+}
+
 /// A record that both sides have changed, to different values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
@@ -234,6 +244,11 @@ impl ShownFile {
 
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Whether the record, or its deletion, comes from one of these entries and from no other.
+    pub fn is_by(&self, key: &str, entries: &VecDeque<EntryId>) -> bool {
+        self.bases.get(key).is_some_and(|bases| bases.iter().all(|base| entries.contains(&base.entry)))
     }
 
     fn version_by(&self, key: &str, entry: &EntryId) -> Option<Version> {

@@ -7,14 +7,13 @@ use super::{Daemon, OWN_TRANSACTION_MS};
 use crate::core::diff::Change;
 use crate::core::id::FileName;
 use crate::core::io::{Edit, Transaction, Wait};
-use crate::core::merge::Register;
 use crate::core::priority::Class;
 use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::edge::clock::wall_ms;
 use crate::edge::control::{
-    BUNDLE_PART_BYTES_MAX, Bundle, BundlePart, Conflict, ConflictLeaf, FileEdit, FilePart, FileSummary, Keep, Peer,
-    Request, Resolve, Response, Token,
+    BUNDLE_PART_BYTES_MAX, Bundle, BundlePart, Conflict, FileEdit, FilePart, FileSummary, Peer, Request, Resolve,
+    Response, Token,
 };
 use crate::edge::token::TokenStore;
 
@@ -76,42 +75,20 @@ impl Daemon {
     fn conflicts(&self, only: Option<&FileName>) -> Vec<Conflict> {
         let all = self.node.files().conflicts();
         let wanted = all.filter(|(name, ..)| only.is_none_or(|only| only == *name));
-        wanted.map(|(name, key, register)| conflict(name, key, register)).collect()
+        wanted.map(|(name, key, register)| Conflict::of(name, key, register)).collect()
     }
 
     fn resolve(&mut self, peer: &Peer, resolve: Resolve, reply: oneshot::Sender<Response>) {
-        let Resolve { file, key, keep, on_behalf_of, reason, wait, timeout_ms } = resolve;
-        let register = self.node.files().file(&file).and_then(|held| held.register(&key));
-        let Some(register) = register.filter(|register| register.conflicts().next().is_some()) else {
-            let hint = "see p2pdb files conflicts";
-            let _ = reply.send(Response::failed(format!("{file} has no open conflict for the key '{key}'"), hint));
-            return;
-        };
-        let shown = conflict(&file, &key, register);
-        let kept = match keep {
-            Keep::Winner => shown.leaves[0].record.clone(),
-            Keep::Record(record) => Some(record),
-            Keep::Leaf { index, entry } => match shown.leaves.get(index) {
-                Some(leaf) if leaf.entry == entry => leaf.record.clone(),
-                _ => {
-                    let hint = "look again: p2pdb files conflicts";
-                    let _ = reply.send(Response::failed("the conflict has changed since it was shown", hint));
-                    return;
-                }
-            },
-        };
-        let held = register.value().cloned();
-        let lost = shown.leaves.iter().find_map(|leaf| leaf.record.clone());
-        let change = match (held, kept, lost) {
-            (Some(before), Some(after), _) => Change::Mod { before, after },
-            (None, Some(record), _) => Change::Add(record),
-            (Some(record), None, _) | (None, None, Some(record)) => Change::Del(record),
-            (None, None, None) => unreachable!("a conflict of deletions alone is none"),
-        };
-        let edit = Edit { file, change, bases: Some(register.all_leaves()) };
-        let author = peer.author(on_behalf_of.as_deref());
-        let transaction = Transaction { class: Class::Transmission, author, reason, edits: vec![edit] };
-        self.submit_for(transaction, wait, timeout_ms, reply);
+        let register = self.node.files().file(&resolve.file).and_then(|held| held.register(&resolve.key));
+        match resolve.edit(register) {
+            Ok(edit) => {
+                let Resolve { on_behalf_of, reason, wait, timeout_ms, .. } = resolve;
+                let author = peer.author(on_behalf_of.as_deref());
+                let transaction = Transaction { class: Class::Transmission, author, reason, edits: vec![edit] };
+                self.submit_for(transaction, wait, timeout_ms, reply);
+            }
+            Err(what) => drop(reply.send(Response::failed(what, "see p2pdb files conflicts"))),
+        }
     }
 
     fn token(&self, life_s: u64) -> Response {
@@ -223,17 +200,6 @@ impl Daemon {
             self.uploads.clear();
         }
     }
-}
-
-fn conflict(name: &FileName, key: &str, register: &Register) -> Conflict {
-    let winner = register.leaves.first();
-    let leaves = winner.into_iter().chain(register.conflicts());
-    let leaves = leaves.map(|leaf| ConflictLeaf {
-        record: leaf.value.clone(),
-        entry: leaf.version.entry.clone(),
-        time_ms: leaf.version.time.wall_ms(),
-    });
-    Conflict { file: name.clone(), key: key.to_owned(), leaves: leaves.collect() }
 }
 
 /// The edits of a transaction that deletes records, if they are there.

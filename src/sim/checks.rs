@@ -80,7 +80,9 @@ impl Cluster {
         let mut heads: BTreeMap<Stream, Option<Head>> = BTreeMap::new();
         let mut open: BTreeMap<Stream, Arc<Sealed>> = BTreeMap::new();
         let keys: BTreeMap<Stream, [u8; 32]> = match &self.hosts[host].node {
-            Some(node) => node.durable().heads().iter().map(|(stream, head)| (stream.clone(), head.public_key)).collect(),
+            Some(node) => {
+                node.durable().heads().iter().map(|(stream, head)| (stream.clone(), head.public_key)).collect()
+            }
             None => return,
         };
         let mut wrong = None;

@@ -79,8 +79,7 @@ impl Cluster {
         let heads = self.node(victim)?.durable().heads().clone();
         let own_key = self.hosts[from].key.clone();
         let own_certificate = self.hosts[from].certificate.clone();
-        let strangers: Vec<_> =
-            heads.iter().filter(|(stream, _)| stream.origin != self.hosts[from].name).collect();
+        let strangers: Vec<_> = heads.iter().filter(|(stream, _)| stream.origin != self.hosts[from].name).collect();
         let mine: Vec<_> = heads.iter().filter(|(stream, _)| stream.origin == self.hosts[from].name).collect();
         let name = self.hosts[from].name.clone();
         let cluster = self.cluster;

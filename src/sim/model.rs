@@ -41,8 +41,7 @@ pub fn difference<'a>(files: &Files, entries: impl Iterator<Item = &'a Arc<Seale
         let mut text = String::new();
         for (key, register) in file.registers().filter(|(_, register)| !register.leaves.is_empty()) {
             registers += 1;
-            let held: Vec<_> =
-                register.leaves.iter().map(|leaf| (leaf.version.clone(), leaf.value.as_ref())).collect();
+            let held: Vec<_> = register.leaves.iter().map(|leaf| (leaf.version.clone(), leaf.value.as_ref())).collect();
             let wanted = expected.get(&(name, key));
             if wanted != Some(&held) {
                 return Some(format!("{name} '{key}' holds {held:?}, its entries make {wanted:?}"));

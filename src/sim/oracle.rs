@@ -99,7 +99,9 @@ impl Oracle {
             } else if !self.sealed.get(id).is_some_and(|hashes| hashes.contains(&sealed.hash())) {
                 let own = id.stream.origin.as_str() == host;
                 let oracle = if own { "sequence" } else { "P7 foreign entry" };
-                self.report(oracle, || format!("{host} writes {id}, another entry than its origin sealed under this id"));
+                self.report(oracle, || {
+                    format!("{host} writes {id}, another entry than its origin sealed under this id")
+                });
             }
         }
     }
@@ -139,7 +141,8 @@ impl Oracle {
     pub fn recovered(&mut self, host: usize, name: &str, files: &Files) {
         let seen = files.seen();
         if let Some((stream, seq)) = self.first_lacking(host, seen) {
-            let text = format!("{name} has started with {stream} up to {}, it had made {seq} durable", seen.seq(&stream));
+            let text =
+                format!("{name} has started with {stream} up to {}, it had made {seq} durable", seen.seq(&stream));
             self.report("P1 durable", || text);
         }
         self.witnesses[host].promised = seen.clone();
@@ -204,7 +207,9 @@ impl Oracle {
             !excused && !files.seen().holds(&one.entry)
         });
         if let Some(Acknowledged { entry, reached, .. }) = gone.cloned() {
-            self.report("P1 acknowledged", || format!("{entry}, acknowledged at {reached:?}, is not at {name} in the end"));
+            self.report("P1 acknowledged", || {
+                format!("{entry}, acknowledged at {reached:?}, is not at {name} in the end")
+            });
         }
     }
 

@@ -342,6 +342,20 @@ fn a_partial_return_taken_for_a_stale_buffer_works_the_second_time() {
 }
 
 #[test]
+fn taking_back_ones_own_work_is_no_stale_buffer() {
+    let mut world = World::new(&["a, 1", "b, 1"]);
+    world.read();
+    for text in ["a, 1\nb, 1\nc, 1\n", "a, 1\nb, 1\nc, 1\nd, 1\n", "a, 1\n"] {
+        world.write(text);
+        world.commit();
+    }
+    world.ends_as(&["a, 1"]);
+    world.write("a, 1\nb, 1\nc, 1\n");
+    world.ends_as(&["a, 1", "b, 1", "c, 1"]);
+    assert_eq!((world.conflicts(), world.rejected), (0, None));
+}
+
+#[test]
 fn a_script_that_never_reads_replaces_the_file() {
     let mut world = World::new(&["a, 1", "b, 1"]);
     world.write("a, 1\nc, 1\n");
@@ -391,6 +405,21 @@ fn what_is_written_into_a_replaced_file_is_not_lost() {
     world.write_to(held, true, "a, 1\n\"\n");
     assert!(world.rejected.is_some());
     world.ends_as(&["a, 1", "b, 1", "c, 1"]);
+}
+
+#[test]
+fn a_replaced_file_that_is_closed_again_says_nothing_new() {
+    let mut world = World::new(&["a, 1"]);
+    world.write("a, 1\nb, 1\n");
+    let held = world.disk.as_ref().unwrap().1;
+    world.remote("r, 1");
+    let save = |bytes: &str, held| Save { bytes: bytes.into(), held, orphan: true };
+    let (first, actions) = world.file.saved(world.now_ms, save("a, 1\nb, 1\nc, 1\n", held));
+    assert_eq!(actions, []);
+    let (second, _) = world.file.saved(world.now_ms, save("a, 1\nb, 1\nc, 1\n", first));
+    assert_eq!(first, second);
+    world.ends_as(&["a, 1", "b, 1", "c, 1", "r, 1"]);
+    assert_eq!(world.rejected, None);
 }
 
 #[test]

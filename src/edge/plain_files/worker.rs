@@ -3,6 +3,8 @@
 //! Events are hints: what counts is what bears the name when it is looked at. Only reading and writing are taken from the
 //! events themselves, for those of a file's own watch name exactly that file, whatever its name is by now.
 
+mod whole;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
@@ -18,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::core::id::FileName;
 use crate::core::io::Transaction;
-use crate::core::plain::{Action, Found, Obstacle, PlainFile, Save, TextId, is_shown_name};
+use crate::core::plain::{Action, Obstacle, PlainFile, Save, TextId, is_shown_name};
 use crate::core::priority::Class;
 use crate::core::schema::{Schema, file};
 use crate::core::text::{ShownFile, TEXT_BYTES_MAX};
@@ -66,6 +68,8 @@ struct Watched {
     /// The last that were known, for a file that has vanished.
     attributes: Attributes,
     author: String,
+    /// An editor is copying the file to its backup `FILE~`: nobody gets to see what it reads.
+    backing_up: bool,
     /// What could not be done, and is tried again.
     undone: VecDeque<Action>,
     retry_at: Option<Instant>,
@@ -81,6 +85,7 @@ impl Watched {
             orphans: VecDeque::new(),
             attributes: Attributes::default(),
             author: "plain file".into(),
+            backing_up: false,
             undone: VecDeque::new(),
             retry_at: None,
             write_alarmed: false,
@@ -215,6 +220,11 @@ impl Worker {
             let actions = held.plain.acknowledged();
             self.act(&name, actions);
         }
+        if let Some(name) = name.strip_suffix('~').and_then(|name| FileName::new(name).ok())
+            && let Some(held) = self.files.get_mut(&name)
+        {
+            held.backing_up = mask.contains(EventMask::CREATE);
+        }
         if is_shown_name(name)
             && let Ok(name) = FileName::new(name)
         {
@@ -232,7 +242,7 @@ impl Worker {
         let mut inodes = held.current.iter_mut().chain(held.orphans.iter_mut().map(|(_, inode)| inode));
         let Some(inode) = inodes.find(|inode| inode.watch.get_watch_descriptor_id() == watch) else { return };
         inode.opened |= mask.contains(EventMask::OPEN);
-        if mask.contains(EventMask::ACCESS) {
+        if mask.contains(EventMask::ACCESS) && !held.backing_up {
             held.plain.read(inode.text);
             // Once is enough: a file that is read all the time need not wake anybody.
             let _ = watch_file(&self.inotify, &inode.file, false);
@@ -276,6 +286,7 @@ impl Worker {
             }
         };
         held.author = "plain file".into();
+        held.backing_up = false;
         if current {
             held.undone.retain(|action| !matches!(action, Action::Rewrite { .. }));
         }
@@ -395,7 +406,7 @@ impl Worker {
             self.folder_checked = now;
             self.check_folder();
         }
-        if self.folder_lost.is_some_and(|retry_at| retry_at <= now) {
+        if self.folder_lost.is_some_and(|retry_at| retry_at <= Instant::now()) {
             self.find_folder();
         }
         let now_ms = self.now_ms();
@@ -453,10 +464,11 @@ impl Worker {
             match self.act_once(name, &action) {
                 Ok(further) => actions.extend(further),
                 Err(error) => {
+                    self.check_folder();
                     let Some(held) = self.files.get_mut(name) else { return };
                     held.retry_at = Some(Instant::now() + RETRY_EVERY);
                     held.undone.push_back(action);
-                    if !std::mem::replace(&mut held.write_alarmed, true) {
+                    if self.folder_lost.is_none() && !std::mem::replace(&mut held.write_alarmed, true) {
                         let path = self.folder.path().join(name.as_str());
                         let text = format!("{}: {error}; it is tried again every second", path.display());
                         self.send(PlainEvent::Alarm { name: write_alarm(name), text });
@@ -543,125 +555,6 @@ impl Worker {
             held.orphans.push_back((Instant::now(), before));
         }
         Ok(actions)
-    }
-
-    /// Compares every file with the tree: at the start, and when the folder was made anew.
-    fn fill_folder(&mut self) -> io::Result<()> {
-        self.folder.clear_temporaries()?;
-        self.set_schemas();
-        let names: Vec<FileName> = self.files.keys().cloned().collect();
-        for name in &names {
-            self.begin(name);
-        }
-        for name in self.folder.names()? {
-            if let Ok(name) = FileName::new(&name)
-                && is_shown_name(name.as_str())
-                && !self.files.contains_key(&name)
-                && matches!(self.folder.held(name.as_str()), Held::Text(_))
-            {
-                let mut watched = Watched::new(name.clone(), None);
-                watched.plain.set_schema(self.schema(&name));
-                self.files.insert(name.clone(), watched);
-                self.begin(&name);
-            }
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, name: &FileName) {
-        let now_ms = self.now_ms();
-        let mut found = Found::Missing;
-        let mut current = None;
-        match self.folder.held(name.as_str()) {
-            Held::Nothing => {}
-            Held::Obstacle(obstacle) => found = Found::Obstacle(obstacle),
-            Held::Text(file) => match self.found(file) {
-                Ok((inode, bytes, untouched)) if bytes.len() <= TEXT_BYTES_MAX => {
-                    found = Found::Text { bytes, untouched };
-                    current = Some(inode);
-                }
-                Ok((_, bytes, _)) => found = Found::Obstacle(Obstacle::TooLarge { bytes: bytes.len() as u64 }),
-                Err(error) => found = Found::Obstacle(Obstacle::Unreadable { why: error.to_string() }),
-            },
-        }
-        let Some(held) = self.files.get_mut(name) else { return };
-        let (text, actions) = held.plain.begin(now_ms, found);
-        if let Some(inode) = &mut current {
-            inode.text = text;
-            self.watched.insert(inode.watch.get_watch_descriptor_id(), name.clone());
-        }
-        held.current = current;
-        self.act(name, actions);
-    }
-
-    fn found(&self, file: File) -> io::Result<(Inode, Vec<u8>, bool)> {
-        let watch = watch_file(&self.inotify, &file, false)?;
-        let (identity, _) = folder::identity_and_attributes(&file)?;
-        let untouched = folder::is_untouched(&file);
-        let bytes = folder::read_text(&file)?;
-        watch_file(&self.inotify, &file, true)?;
-        Ok((Inode { watch, file, identity, text: 0, opened: true }, bytes, untouched))
-    }
-
-    fn look_at_everything(&mut self) {
-        let mut names: Vec<FileName> = self.files.keys().cloned().collect();
-        if let Ok(held) = self.folder.names() {
-            names.extend(held.iter().filter(|name| is_shown_name(name)).filter_map(|name| FileName::new(name).ok()));
-        }
-        names.sort_unstable();
-        names.dedup();
-        for name in names {
-            let mut watches = Vec::new();
-            if let Some(held) = self.files.get_mut(&name) {
-                held.plain.read_all();
-                let inodes = held.orphans.iter().map(|(_, inode)| inode).chain(&held.current);
-                watches.extend(inodes.map(|inode| inode.watch.get_watch_descriptor_id()));
-            }
-            watches.into_iter().for_each(|watch| self.read_again(&name, watch));
-            self.look(&name, false);
-        }
-        self.check_folder();
-    }
-
-    fn check_folder(&mut self) {
-        if !self.folder.is_in_place() {
-            self.folder_is_lost();
-        }
-    }
-
-    fn folder_is_lost(&mut self) {
-        if self.folder_lost.is_none() {
-            self.folder_lost = Some(Instant::now());
-            let text = format!("{} was deleted, moved, replaced or unmounted; it is made anew", self.path.display());
-            self.send(PlainEvent::Alarm { name: FOLDER_ALARM.into(), text });
-        }
-    }
-
-    /// Makes the folder anew.
-    fn find_folder(&mut self) {
-        let result = Folder::open(&self.path).and_then(|folder| Ok((watch_folder(&self.inotify, &folder)?, folder)));
-        let filled = result.and_then(|(watch, folder)| {
-            if watch != self.folder_watch {
-                let _ = self.inotify.watches().remove(std::mem::replace(&mut self.folder_watch, watch));
-            }
-            self.folder = folder;
-            for held in self.files.values_mut() {
-                if let Some(inode) = held.current.take() {
-                    held.orphans.push_back((Instant::now(), inode));
-                }
-            }
-            self.fill_folder()
-        });
-        match filled {
-            Ok(()) => {
-                self.folder_lost = None;
-                self.send(PlainEvent::AlarmCleared { name: FOLDER_ALARM.into() });
-            }
-            Err(error) => {
-                self.folder_lost = Some(Instant::now() + RETRY_EVERY);
-                tracing::warn!("plain files: {} cannot be made anew: {error}", self.path.display());
-            }
-        }
     }
 
     fn can_be_shown(&mut self, name: &FileName) -> bool {
