@@ -119,6 +119,7 @@ pub struct Daemon {
     tickets: Ticket,
     links: BTreeMap<ServerName, status::LinkHistory>,
     rotation: Option<membership::Rotation>,
+    next_renewal_us: u64,
     alarms_since_ms: BTreeMap<String, u64>,
     lifecycle_since_ms: u64,
     next_housekeeping_us: u64,
@@ -234,6 +235,7 @@ impl Daemon {
         self.fetch_bundles();
         self.sweep_uploads();
         self.sweep_tokens();
+        self.renew_in_time();
         self.continue_rotation();
         self.watchers.retain(|(_, changes)| !changes.is_closed());
     }

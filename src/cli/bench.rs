@@ -260,19 +260,26 @@ impl<'a> EditBench<'a> {
             output.json(&serde_json::json!({ "summary": summary }))?;
         } else {
             output.line(format_args!(
-                "{} edits by {} writers, wait {}: {:.0} edits/s; median {:.0} µs, 90 % {:.0}, 99 % {:.0}, longest {:.0}",
+                "{} edits, {} at a time, each waited for on {}: median {}, 99 % {}, longest {}; {:.0} a second",
                 summary.count,
                 summary.writers,
-                summary.wait,
+                match Wait::from(self.args.wait) {
+                    Wait::Local => "this server's disk",
+                    Wait::Majority => "the disks of a majority",
+                    Wait::All => "all disks",
+                },
+                in_ms(summary.median_us),
+                in_ms(summary.p99_us),
+                in_ms(summary.max_us),
                 summary.per_second,
-                summary.median_us,
-                summary.p90_us,
-                summary.p99_us,
-                summary.max_us
             ))?;
         }
         Ok(if self.short == 0 { Answer::Yes } else { Answer::No })
     }
+}
+
+fn in_ms(us: f64) -> String {
+    format!("{:.2} ms", us / 1000.0)
 }
 
 fn watch(args: &WatchArgs, output: &mut Output) -> Outcome {

@@ -246,6 +246,9 @@ fn show_files(files: &Files, only: Option<&FileName>, output: &mut Output) -> Re
             output.line(record)?;
         }
     }
+    if let Some(name) = only.filter(|name| files.file(name).is_none_or(|held| held.is_empty())) {
+        note(format_args!("{name} had no records at this point"));
+    }
     Ok(())
 }
 

@@ -34,6 +34,15 @@ pub const FOUNDING_FILE: &str = "founding";
 const RUN_FILE: &str = "run";
 /// How long linked servers may take to make a certificate.
 const ROTATION_PATIENCE_US: u64 = 5_000_000;
+const DAY_MS: u64 = 24 * 3600 * 1000;
+/// A certificate with less than this to go is renewed.
+const RENEW_BEFORE_MS: u64 = 60 * DAY_MS;
+/// And if that has not worked by then, people are told.
+const WARN_BEFORE_MS: u64 = 30 * DAY_MS;
+/// How often renewal is tried, the first time once there has been time to link.
+const RENEW_EVERY_US: u64 = 300 * 1_000_000;
+pub(super) const FIRST_RENEWAL_US: u64 = 10_000_000;
+const CERTIFICATE_ALARM: &str = "certificate";
 
 pub(super) struct AdmitCommand {
     pub request: JoinRequest,
@@ -216,6 +225,28 @@ impl Daemon {
 
     pub(super) fn certificate_view(&self) -> CertificateView {
         view(&self.identity.info())
+    }
+
+    /// Renews this server's certificate long before it expires, and raises an alarm if nobody can.
+    pub(super) fn renew_in_time(&mut self) {
+        let left_ms = self.identity.info().expires_ms.saturating_sub(wall_ms());
+        let now_us = self.clock.now().monotonic_us;
+        if left_ms < RENEW_BEFORE_MS && self.rotation.is_none() && now_us >= self.next_renewal_us {
+            self.next_renewal_us = now_us + RENEW_EVERY_US;
+            info!(days_left = left_ms / DAY_MS, "the certificate is to be renewed");
+            // Nobody waits for the answer: what is left tells.
+            self.rotate(oneshot::channel().0);
+        }
+        if left_ms < WARN_BEFORE_MS && self.rotation.is_none() && now_us >= FIRST_RENEWAL_US {
+            let text = format!(
+                "this server's certificate expires in {} days and could not be renewed; link with a server that holds \
+                 certs/ca.key, usually the one that ran init, and run: p2pdb cert rotate",
+                left_ms / DAY_MS
+            );
+            self.raise_alarm(CERTIFICATE_ALARM.into(), text);
+        } else if left_ms >= WARN_BEFORE_MS {
+            self.clear_alarm(CERTIFICATE_ALARM);
+        }
     }
 
     pub(super) fn rotate(&mut self, reply: oneshot::Sender<Response>) {

@@ -147,11 +147,12 @@ impl Daemon {
         let history = self.links.get(&name);
         let peer = self.node.sync().peers().find(|(peer, _)| **peer == name).map(|(_, peer)| peer);
         let sent = self.world.sent.get(&name).copied().unwrap_or_default();
+        let seen = self.node.files().seen();
+        // Acknowledgements tell only of what this server sent; equal digests tell of all.
+        let equal = peer.and_then(|peer| peer.beat.as_ref()).is_some_and(|beat| beat.vector == seen.digest());
         let lag_entries = match peer.and_then(|peer| peer.held()) {
-            Some(held) => {
-                self.node.files().seen().iter().map(|(stream, seq)| seq.saturating_sub(held.seq(stream))).sum()
-            }
-            None => 0,
+            Some(held) if !equal => seen.iter().map(|(stream, seq)| seq.saturating_sub(held.seq(stream))).sum(),
+            _ => 0,
         };
         Some(MemberStatus {
             order: record.field(1).parse::<f64>().ok()? as i64,
