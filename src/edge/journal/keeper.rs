@@ -42,7 +42,7 @@ impl Keeper {
 
     pub fn run(mut self, commands: &Receiver<Command>) {
         while let Ok(Command::Store(checkpoint)) = commands.recv() {
-            if !self.store(&checkpoint, commands) {
+            if !self.store(&checkpoint, commands, 1) {
                 break;
             }
         }
@@ -50,8 +50,9 @@ impl Keeper {
         self.shared.checkpoint_stored.notify_all();
     }
 
-    /// False when the journal is closing or can go on no more.
-    fn store(&mut self, checkpoint: &Checkpoint, commands: &Receiver<Command>) -> bool {
+    /// Stores a checkpoint and answers `answers` times: once for it, and once for each that it stands in for. False when
+    /// the journal is closing or can go on no more.
+    fn store(&mut self, checkpoint: &Checkpoint, commands: &Receiver<Command>, answers: usize) -> bool {
         let bytes = encode_checkpoint(checkpoint, self.shared.config.cluster);
         let number = self.newest.as_ref().map_or(0, |(number, _)| *number).max(self.highest_number()) + 1;
         let path = self.shared.places.checkpoint(number);
@@ -69,7 +70,7 @@ impl Keeper {
                         // The next checkpoint holds what this one holds.
                         Ok(Command::Store(newer)) => {
                             self.stored(&Default::default());
-                            return self.store(&newer, commands);
+                            return self.store(&newer, commands, answers + 1);
                         }
                         Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => return false,
                     }
@@ -84,7 +85,9 @@ impl Keeper {
         let heads: Vector = checkpoint.heads.iter().map(|(stream, head)| (stream.clone(), head.seq)).collect();
         self.older = self.newest.replace((number, heads)).map(|(_, heads)| heads);
         let floor = self.stored(checkpoint);
-        self.shared.tell(Input::CheckpointStored { floor });
+        for _ in 0..answers {
+            self.shared.tell(Input::CheckpointStored { floor: floor.clone() });
+        }
         if let Err(error) = self.drop_old_checkpoints(number).and_then(|()| self.archive()) {
             self.shared.warn(error);
         }
