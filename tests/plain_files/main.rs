@@ -229,7 +229,7 @@ fn saves_while_one_is_being_committed() {
 fn what_cannot_be_taken_is_refused_beside_the_file() {
     let mut rig = Rig::new("Group", &["S1", "S2"]);
     rig.shell("echo 'S3, x' >> Group");
-    rig.until_rejected("Group", "line 3: 'S3, x': Group takes 1 fields");
+    rig.until_rejected("Group", "line 3: 'S3, x': Group takes 1 field");
     let path = rig.path("Group");
     rig.until("the tree's text is back", || is_shown(&path, "S1\nS2\n"));
     rig.shell(
