@@ -126,6 +126,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         fetcher: BundleFetcher::default(),
         uploads: BTreeMap::new(),
         checkpoints: CheckpointCollector::default(),
+        checkpoints_out: BTreeMap::new(),
         plain,
         stale: BTreeSet::new(),
         next_show_us: 0,
