@@ -110,6 +110,8 @@ pub struct Daemon {
     /// Bundles that are being put, by digest.
     uploads: BTreeMap<Digest, Vec<u8>>,
     checkpoints: CheckpointCollector,
+    /// Checkpoints on their way to peers.
+    checkpoints_out: BTreeMap<ServerName, tokio::task::JoinHandle<()>>,
     plain: PlainFiles,
     /// Files whose plain text is out of date, and when it may be made again.
     stale: BTreeSet<FileName>,
@@ -362,6 +364,9 @@ impl Daemon {
                 info!(%peer, reason, "link down");
                 self.links.entry(peer.clone()).or_default().down(wall_ms(), &reason);
                 self.checkpoints.forget(&peer);
+                if let Some(sending) = self.checkpoints_out.remove(&peer) {
+                    sending.abort();
+                }
                 self.input(Input::LinkDown { peer });
             }
             MeshEvent::Refused { peer, address, reason } => {
@@ -392,6 +397,8 @@ impl Daemon {
     fn message(&mut self, peer: ServerName, message: Message) {
         let now_us = self.clock.now().monotonic_us;
         match message {
+            // What nobody asked for is not collected.
+            Message::CheckpointPart { .. } if !self.node.sync().wants_checkpoint_of(&peer) => {}
             Message::CheckpointPart { digest, total, offset, bytes } => {
                 if let Some(encoded) = self.checkpoints.part(&peer, digest, total, offset, &bytes) {
                     match format::decode_checkpoint(&encoded, self.ca.cluster()) {
@@ -435,12 +442,17 @@ impl Daemon {
         }
     }
 
+    /// One at a time to each peer, whatever it asks for.
     fn send_checkpoint(&mut self, peer: ServerName) {
+        if self.checkpoints_out.get(&peer).is_some_and(|sending| !sending.is_finished()) {
+            return;
+        }
+        let receiver = peer.clone();
         let checkpoint = self.node.checkpoint();
         let cluster = self.ca.cluster();
         let mesh = self.world.mesh.clone();
         info!(%peer, "sending a checkpoint");
-        tokio::spawn(async move {
+        let sending = tokio::spawn(async move {
             let encode = move || bytes::Bytes::from(format::encode_checkpoint(&checkpoint, cluster));
             let Ok(encoded) = tokio::task::spawn_blocking(encode).await else { return };
             for part in parts(&encoded) {
@@ -453,6 +465,7 @@ impl Daemon {
                 }
             }
         });
+        self.checkpoints_out.insert(receiver, sending);
     }
 
     fn fetch_bundles(&mut self) {

@@ -68,7 +68,7 @@ pub struct AddArgs {
     /// Name of the management file
     file: FileName,
     /// The record, fields separated by commas: 'S2b, S2, S6'
-    #[arg(value_parser = parse_record)]
+    #[arg(value_parser = parse_record, allow_hyphen_values = true)]
     record: Record,
     #[command(flatten)]
     edit: EditArgs,
@@ -81,7 +81,7 @@ pub struct DelArgs {
     /// Name of the management file
     file: FileName,
     /// The whole record, as `files show` prints it
-    #[arg(value_parser = parse_record)]
+    #[arg(value_parser = parse_record, allow_hyphen_values = true)]
     record: Record,
     #[command(flatten)]
     edit: EditArgs,
@@ -94,10 +94,10 @@ pub struct ModArgs {
     /// Name of the management file
     file: FileName,
     /// The whole record, as `files show` prints it
-    #[arg(value_parser = parse_record)]
+    #[arg(value_parser = parse_record, allow_hyphen_values = true)]
     before: Record,
     /// The record as it shall be
-    #[arg(value_parser = parse_record)]
+    #[arg(value_parser = parse_record, allow_hyphen_values = true)]
     after: Record,
     #[command(flatten)]
     edit: EditArgs,
@@ -145,7 +145,7 @@ pub struct ResolveArgs {
     #[arg(long, value_name = "winner|NUMBER", value_parser = parse_keep)]
     keep: Option<usize>,
     /// Give the record a new value
-    #[arg(long, value_parser = parse_record)]
+    #[arg(long, value_parser = parse_record, allow_hyphen_values = true)]
     record: Option<Record>,
     #[command(flatten)]
     edit: EditArgs,

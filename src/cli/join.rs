@@ -31,8 +31,15 @@ pub fn run(args: JoinArgs, session: &mut Session) -> Outcome {
     check_new_directory(&directory)?;
     let token: Token = args.token.trim().parse().map_err(|error: TokenError| Failure::Input(Report::of(error)))?;
     let mut identity = args.server.identity(&directory)?;
+    // Made before anybody is asked: a token is not to be spent for a directory that cannot be.
+    let is_new = !directory.exists();
     create_directory(&directory)?;
-    let Joined { cluster, ca, credentials, members } = ask_to_join(args.peer, &token, &identity)?;
+    let joined = ask_to_join(args.peer, &token, &identity);
+    if joined.is_err() && is_new {
+        // It is empty; if it cannot be removed, it stands in nobody's way.
+        let _ = std::fs::remove_dir(&directory);
+    }
+    let Joined { cluster, ca, credentials, members } = joined?;
     let certificates = CertificateDirectory::new(directory.join("certs"));
     certificates.store_authority(&ca, None)?;
     certificates.store_credentials(&credentials)?;
@@ -50,6 +57,9 @@ fn ask_to_join(peer: SocketAddr, token: &Token, identity: &Identity) -> Result<J
         .map_err(|error| failed(format!("the network cannot be used: {error}"), ""))?;
     runtime.block_on(join(peer, token, &identity.name, identity.listen)).map_err(|error| {
         let hint = match &error {
+            JoinError::Unreachable { reason, .. } if reason.contains("the join token to cluster") => {
+                "take a token of the cluster that is at this address, or the address of the token's cluster"
+            }
             JoinError::Unreachable { .. } => {
                 "is its daemon running, and does its firewall let UDP through to that port?"
             }

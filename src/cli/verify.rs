@@ -76,6 +76,8 @@ struct Verifier {
     entries: u64,
     /// Volatile entries that retention has dropped.
     dropped: u64,
+    /// Entries that only a checkpoint stands for: this server was given it when it was far behind.
+    bridged: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -97,6 +99,7 @@ impl Verifier {
             streams: BTreeMap::new(),
             entries: 0,
             dropped: 0,
+            bridged: 0,
         }
     }
 
@@ -141,15 +144,20 @@ impl Verifier {
         let volatile = id.stream.lane == Lane::Volatile;
         let in_checkpoint = self.checkpoints.iter().filter_map(|heads| heads.get(&id.stream));
         let in_checkpoint = in_checkpoint.max_by_key(|head| head.seq).filter(|head| head.seq + 1 >= id.seq);
-        if !volatile && (held.is_some() || in_checkpoint.is_none()) {
+        if !volatile && in_checkpoint.is_none() {
             return Err(gap());
+        }
+        if in_checkpoint.is_some_and(|head| head.seq + 1 == id.seq && head.hash != sealed.entry().previous) {
+            return Err(ChainError::Broken(id.clone()));
         }
         // Both lanes of a run are signed with one key.
         let audit = self.streams.get(&Stream { lane: Lane::Audit, ..id.stream.clone() });
         let known = held.as_ref().or(audit).map(|progress| (progress.head.public_key, progress.certified));
         let (public_key, certified) = known.or(in_checkpoint.map(|head| (head.public_key, false))).ok_or_else(gap)?;
-        if volatile {
-            self.dropped += id.seq - 1 - held_seq;
+        match (&held, volatile) {
+            (_, true) => self.dropped += id.seq - 1 - held_seq,
+            (Some(_), false) => self.bridged += id.seq - 1 - held_seq,
+            (None, false) => {}
         }
         let time = held.map_or_else(Default::default, |progress| progress.head.time);
         let head = Head { seq: id.seq - 1, hash: sealed.entry().previous, time, public_key };
@@ -217,6 +225,8 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
             cluster: String,
             entries: u64,
             dropped_volatile_entries: u64,
+            /// Entries between others of their stream that only a checkpoint stands for.
+            bridged_entries: u64,
             /// Streams whose key only a checkpoint vouches for.
             uncertified: Vec<String>,
             streams: Vec<StreamView>,
@@ -246,6 +256,7 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
             cluster: verifier.cluster.to_string(),
             entries: verifier.entries,
             dropped_volatile_entries: verifier.dropped,
+            bridged_entries: verifier.bridged,
             uncertified: verifier.uncertified().into_iter().map(Stream::to_string).collect(),
             streams: streams.collect(),
             wrong: wrong.as_ref().map(|finding| WrongView {
@@ -273,6 +284,12 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
         }
         if verifier.dropped > 0 {
             output.line(format_args!("{} volatile entries were dropped by retention", verifier.dropped))?;
+        }
+        if verifier.bridged > 0 {
+            output.line(format_args!(
+                "{} entries are not in this log: a checkpoint that this server was given stands for them",
+                verifier.bridged
+            ))?;
         }
     }
     for stream in verifier.uncertified() {

@@ -72,7 +72,19 @@ pub(super) fn next_run(directory: &Path, last_known: u32) -> Result<u32, DaemonE
         fs::rename(&temporary, &path)?;
         fs::File::open(directory)?.sync_all()
     };
-    store().map_err(|source| DaemonError::Io { path: path.clone(), source })?;
+    // On a full disk a new file does not fit, but what is there can be written over: less than a sector, in place.
+    let write_over = || {
+        use std::os::unix::fs::FileExt as _;
+        let _ = fs::remove_file(&temporary);
+        let file = fs::File::options().write(true).open(&path)?;
+        file.write_all_at(format!("{run}\n").as_bytes(), 0)?;
+        file.sync_all()
+    };
+    let stored = store().or_else(|error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => write_over(),
+        _ => Err(error),
+    });
+    stored.map_err(|source| DaemonError::Io { path: path.clone(), source })?;
     Ok(run)
 }
 

@@ -126,6 +126,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         fetcher: BundleFetcher::default(),
         uploads: BTreeMap::new(),
         checkpoints: CheckpointCollector::default(),
+        checkpoints_out: BTreeMap::new(),
         plain,
         stale: BTreeSet::new(),
         next_show_us: 0,
@@ -173,6 +174,10 @@ fn open_stored(
     let mut opened = open_view(&folder, None)?;
     let mut files = opened.state.take().unwrap_or_default();
     let (mut journal, mut found) = read_log(journal_config(), &certifier, &done, &opened.view, &mut files)?;
+    // Now, for what was found is repaired: a second look finds nothing to tell.
+    for warning in &found.warnings {
+        warn!("{warning}");
+    }
     let logged: Vector = found.heads.iter().map(|(stream, head)| (stream.clone(), head.seq)).collect();
     if *files.seen() != logged {
         // The log has lost what the view still has: it is the log that counts.
@@ -181,9 +186,6 @@ fn open_stored(
         opened = open_view(&folder, Some(&logged))?;
         files = Files::default();
         (journal, found) = read_log(journal_config(), &certifier, &done, &opened.view, &mut files)?;
-    }
-    for warning in &found.warnings {
-        warn!("{warning}");
     }
     info!(entries = found.entries, segments = found.segments, "log open");
     let recovered = Recovered { files, heads: found.heads, floor: found.floor };
@@ -194,6 +196,9 @@ fn open_view(folder: &Path, log: Option<&Vector>) -> Result<Opened, DaemonError>
     let opened = View::open(folder, log)?;
     if let Some(reason) = &opened.reason_for_rebuild {
         warn!("the view is made again from the log: {reason}");
+    }
+    if let Some(why) = opened.view.failure() {
+        warn!("{why}; this start goes on without a view, which only makes the next one slower");
     }
     Ok(opened)
 }

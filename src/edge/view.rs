@@ -57,8 +57,6 @@ const KEY_SUMMARY_PREFIX: &str = "summary/";
 pub enum ViewError {
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("cannot open a new view in {}: {why}", path.display())]
-    Open { path: PathBuf, why: String },
     #[error("{} is held by another program; stop it: only the daemon uses the view", .0.display())]
     Held(PathBuf),
 }
@@ -82,8 +80,11 @@ pub struct Opened {
 impl View {
     /// Opens the view in a directory, or begins one. With the vector of the log given, a view that is ahead of it is in doubt.
     ///
+    /// Where no new view can be made, as on a full disk, this life has none ([`View::failure`] tells): nothing depends on
+    /// it but the time of the next start.
+    ///
     /// # Errors
-    /// When the view is held by another program, or when no new view can be made.
+    /// When the view is held by another program, or cannot be moved aside.
     pub fn open(directory: &Path, log: Option<&Vector>) -> Result<Opened, ViewError> {
         let existed = fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some());
         let mut reason_for_rebuild = None;
@@ -103,9 +104,18 @@ impl View {
                 }
             }
         }
-        let trees = guarded(|| begin(directory));
-        let trees = trees.map_err(|why| ViewError::Open { path: directory.to_owned(), why })?;
-        Ok(Opened { view: Self::start(directory, trees)?, state: None, reason_for_rebuild })
+        let view = match guarded(|| begin(directory)) {
+            Ok(trees) => Self::start(directory, trees)?,
+            Err(why) => Self::none(directory, format!("cannot open a new view in {}: {why}", directory.display())),
+        };
+        Ok(Opened { view, state: None, reason_for_rebuild })
+    }
+
+    /// A view that keeps nothing.
+    fn none(directory: &Path, why: String) -> Self {
+        let queue = Queue { failed: Some(why), ..Queue::default() };
+        let shared = Shared { queue: Mutex::new(queue), changed: Condvar::new() };
+        Self { shared: Arc::new(shared), directory: directory.to_owned(), thread: None }
     }
 
     fn start(directory: &Path, trees: Trees) -> Result<Self, ViewError> {
@@ -123,6 +133,9 @@ impl View {
     /// Puts registers in; `seen` holds once they are. Returns at once.
     pub fn project(&self, written: Vec<Written>, seen: Vector) {
         let mut queue = self.shared.lock();
+        if queue.failed.is_some() {
+            return;
+        }
         for Written { file, key, register } in written {
             queue.pending.entry(file).or_default().insert(key, register);
         }

@@ -16,6 +16,7 @@ use crate::core::merge::{Files, Register};
 use crate::core::oplog::Checkpoint;
 use crate::core::record::Record;
 use crate::core::schema::Schema;
+use crate::edge::certificate::CertificateDirectory;
 use crate::edge::control::{Client, ClientError, FileSummary, Request, Response};
 use crate::edge::lock::DirectoryLock;
 use crate::edge::view::View;
@@ -25,9 +26,15 @@ const CHECK_ATTEMPTS_MAX: usize = 5;
 
 pub fn check(paths: &[PathBuf], directory: PathBuf, only: Option<&FileName>, session: &mut Session) -> Outcome {
     let paths = if paths.is_empty() { vec![directory.clone()] } else { paths.to_vec() };
+    let authority = CertificateDirectory::new(directory.join("certs")).load_authority_certificate()?;
+    Log::open(&paths)?.expect_cluster(authority.cluster())?;
     let mut attempt = 1;
     let (found, files) = loop {
-        // The view first: the log then holds at least as much.
+        // The view of a daemon at work is of some moment between two readings of the log.
+        let earlier = match Client::connect(&directory) {
+            Ok(_) => Some(fold(Log::open(&paths)?, &[Point::End])?.remove(0)),
+            Err(_) => None,
+        };
         let view = view_of(&directory)?;
         let point = match view.moves {
             true => Point::End,
@@ -35,7 +42,14 @@ pub fn check(paths: &[PathBuf], directory: PathBuf, only: Option<&FileName>, ses
             false => Point::Seen { vector: view.files.seen().clone(), from_checkpoints: true },
         };
         let log = fold(Log::open(&paths)?, &[point])?.remove(0);
-        let found = compare(&log.files, &view.files, only);
+        let mut found = compare(&log.files, &view.files, only);
+        if let Some(earlier) = earlier.filter(|_| view.moves) {
+            // What was written meanwhile can be neither right nor wrong.
+            let register = |files: &Files, one: &Discrepancy| {
+                files.file(&one.file).and_then(|file| file.register(&one.key)).map(|register| register.leaves.clone())
+            };
+            found.retain(|one| register(&earlier.files, one) == register(&log.files, one));
+        }
         if found.is_empty() || !view.moves || attempt == CHECK_ATTEMPTS_MAX {
             break (found, selected(&log.files, only).len());
         }
