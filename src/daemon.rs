@@ -54,8 +54,6 @@ const REMOVED_ALARM: &str = "removed";
 const SHOWN_RECORDS_MAX: usize = 100_000;
 /// Making texts may take one part in so many of the time.
 const SHOW_COST_FACTOR: u64 = 20;
-/// How often texts that had to wait are looked at again, when nothing else happens.
-const SHOW_WAIT: Duration = Duration::from_millis(2);
 /// Longest wait for a member to be admitted or a certificate to be made.
 const OWN_TRANSACTION_MS: u64 = 5_000;
 
@@ -161,7 +159,8 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
             Some(command) = commands.recv() => daemon.command(command),
             Some(event) = plain_events.recv() => daemon.plain_event(event),
             Some(event) = mesh_events.recv(), if daemon.node.takes_entries() => daemon.mesh_event(event),
-            () = tokio::time::sleep(SHOW_WAIT), if !daemon.stale.is_empty() => daemon.show_stale(),
+            // Texts come last: frames and replies are on their way before the first is made.
+            () = daemon.show_due(), if !daemon.stale.is_empty() => daemon.show_stale(),
             else => break,
         }
     }
@@ -204,7 +203,6 @@ impl Daemon {
                 continuation(self, result);
             }
         }
-        self.show_stale();
     }
 
     /// Submits a transaction; `then` is called with its outcome.
@@ -272,13 +270,21 @@ impl Daemon {
         self.stale.extend(names);
     }
 
+    /// Resolves when texts may be made again, and not before everything else that is ready has had its turn.
+    fn show_due(&self) -> impl Future<Output = ()> + use<> {
+        let wait_us = self.next_show_us.saturating_sub(self.clock.now().monotonic_us);
+        async move {
+            match wait_us {
+                0 => tokio::task::yield_now().await,
+                _ => tokio::time::sleep(Duration::from_micros(wait_us)).await,
+            }
+        }
+    }
+
     /// Brings the plain-file view up to date. A text costs time in proportion to its file, so under a flood of edits
     /// texts are made less often: a twentieth of the time goes there at most.
     fn show_stale(&mut self) {
         let began_us = self.clock.now().monotonic_us;
-        if self.stale.is_empty() || began_us < self.next_show_us {
-            return;
-        }
         for name in std::mem::take(&mut self.stale) {
             let Some(held) = self.node.files().file(&name) else { continue };
             let alarm = format!("plain file {name}");

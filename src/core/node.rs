@@ -505,14 +505,14 @@ impl Node {
         }
         self.files_written(written, out);
         self.acknowledge_received(sources, out);
-        for run in entries.chunk_by(|a, b| a.id().stream == b.id().stream) {
-            if run[0].id().stream.origin == self.config.me && run[0].id().stream.run == self.identity.run {
-                self.sync.push(run, out);
-            }
-        }
         for (ticket, entry, wait, deadline_us) in tickets {
             if let Some(committed) = self.waits.begin(ticket, entry, wait, deadline_us, &self.others) {
                 self.reply(ticket, committed, out);
+            }
+        }
+        for run in entries.chunk_by(|a, b| a.id().stream == b.id().stream) {
+            if run[0].id().stream.origin == self.config.me && run[0].id().stream.run == self.identity.run {
+                self.sync.push(run, out);
             }
         }
         if self.bytes_since_checkpoint >= self.config.checkpoint_bytes {

@@ -34,6 +34,8 @@ use crate::format::view::{
 
 /// Most registers in one transaction.
 const BATCH_MAX: usize = 500;
+/// How far the thread stands back, as `nice` counts.
+const NICENESS: i32 = 10;
 /// How long to wait for more before a batch is written.
 const LINGER: Duration = Duration::from_millis(50);
 /// Longest value that goes into sled in one piece, in bytes.
@@ -217,6 +219,8 @@ struct Queue {
 type Batch = BTreeMap<FileName, Vec<(String, Register)>>;
 
 fn write_all(shared: &Shared, mut trees: Trees) {
+    // Nobody waits for the view: it gives way to the threads that edits wait for. Where it may not, nothing is lost.
+    let _ = rustix::process::setpriority_process(None, NICENESS);
     loop {
         let mut queue = shared.lock();
         while queue.seen.is_none() && !queue.stopping {

@@ -52,17 +52,51 @@ pub struct Settings {
 
 /// What happens at a moment.
 pub enum Event {
-    Tick { host: usize, life: u32 },
-    Synced { host: usize, life: u32, room: bool },
-    ReadDone { host: usize, life: u32, request: LogRead },
-    CheckpointDone { host: usize, life: u32, bytes: Option<Vec<u8>>, seen: Box<Vector> },
-    ViewFlush { host: usize, life: u32 },
-    RoomLook { host: usize, life: u32 },
+    Tick {
+        host: usize,
+        life: u32,
+    },
+    Synced {
+        host: usize,
+        life: u32,
+        room: bool,
+    },
+    ReadDone {
+        host: usize,
+        life: u32,
+        request: LogRead,
+    },
+    CheckpointDone {
+        host: usize,
+        life: u32,
+        bytes: Option<Vec<u8>>,
+        seen: Box<Vector>,
+    },
+    ViewFlush {
+        host: usize,
+        life: u32,
+    },
+    RoomLook {
+        host: usize,
+        life: u32,
+    },
     Arrive(Frame),
     /// The other end has closed the link.
-    Closed { host: usize, peer: usize, epoch: u32 },
-    Idle { host: usize, peer: usize, epoch: u32, silence: Silence },
-    Dial { one: usize, other: usize },
+    Closed {
+        host: usize,
+        peer: usize,
+        epoch: u32,
+    },
+    Idle {
+        host: usize,
+        peer: usize,
+        epoch: u32,
+        silence: Silence,
+    },
+    Dial {
+        one: usize,
+        other: usize,
+    },
 }
 
 /// Orders events by time, then by the order in which they were planned.
@@ -222,7 +256,8 @@ impl Cluster {
         if self.hosts[host].runs() {
             return;
         }
-        let config = NodeConfig { me: self.hosts[host].name.clone(), cluster: self.cluster, ..self.settings.node.clone() };
+        let config =
+            NodeConfig { me: self.hosts[host].name.clone(), cluster: self.cluster, ..self.settings.node.clone() };
         let segment_bytes = self.settings.segment_bytes;
         let Started { run, put_aside, view } =
             self.hosts[host].start(self.now_us, &config, segment_bytes, self.certifier.clone());
@@ -233,8 +268,10 @@ impl Cluster {
         }
         let name = self.hosts[host].name.clone();
         let Some(node) = &self.hosts[host].node else { return };
-        let survivors: Vec<_> =
-            super::journal::scan(&self.hosts[host].disk, &mut Vec::new()).into_iter().map(|(_, sealed)| sealed).collect();
+        let survivors: Vec<_> = super::journal::scan(&self.hosts[host].disk, &mut Vec::new())
+            .into_iter()
+            .map(|(_, sealed)| sealed)
+            .collect();
         self.oracle.recovered(host, name.as_str(), node.files());
         self.oracle.appending(name.as_str(), &survivors);
         self.oracle.written(host, &survivors);
@@ -571,12 +608,14 @@ impl Cluster {
         if in_flight > limits.window_bytes + 2 * limits.read_bytes {
             self.oracle.report("bounds", || format!("S{} has {in_flight} bytes in flight to one peer", host + 1));
         }
-        let late = self.asked.iter().find(|(_, asked)| asked.host == host && asked.deadline_us + 8 * SECOND_US < self.now_us);
+        let late =
+            self.asked.iter().find(|(_, asked)| asked.host == host && asked.deadline_us + 8 * SECOND_US < self.now_us);
         if let Some((&ticket, asked)) = late
             && asked.life == self.hosts[host].life
             && !self.hosts[host].disk.full
         {
-            self.oracle.report("answers", || format!("S{} has not answered {ticket} long after its deadline", host + 1));
+            self.oracle
+                .report("answers", || format!("S{} has not answered {ticket} long after its deadline", host + 1));
         }
     }
 }

@@ -298,7 +298,8 @@ impl Plan {
         if !ready {
             return;
         }
-        let change = self.joiner.map(|host| (host, true)).or(self.leaver.filter(|&host| host != by).map(|host| (host, false)));
+        let change =
+            self.joiner.map(|host| (host, true)).or(self.leaver.filter(|&host| host != by).map(|host| (host, false)));
         let Some((host, member)) = change else { return };
         let Some(node) = self.cluster.node(by) else { return };
         let edits = membership_edits(node.files(), &self.cluster.hosts[host], host + 1, member);
@@ -306,8 +307,7 @@ impl Plan {
             return;
         }
         let reason = if member { "joins" } else { "is removed" };
-        let transaction =
-            Transaction { class: Class::Management, author: "root".into(), reason: reason.into(), edits };
+        let transaction = Transaction { class: Class::Management, author: "root".into(), reason: reason.into(), edits };
         // The change must not be undone by its only witness losing its disk.
         self.liars.retain(|&liar| liar != by);
         self.cluster.submit(by, transaction, Wait::Local, 1_000);
@@ -361,7 +361,9 @@ impl Plan {
             self.cluster.run_until(self.cluster.now_us + 250 * MILLISECOND_US);
         }
         if let Some(why) = self.cluster.unsettled() {
-            self.cluster.oracle.report("convergence", || format!("{} s after all was healed: {why}", SETTLE_US / SECOND_US));
+            self.cluster
+                .oracle
+                .report("convergence", || format!("{} s after all was healed: {why}", SETTLE_US / SECOND_US));
         }
     }
 
