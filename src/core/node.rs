@@ -42,6 +42,9 @@ const FIRST_INTERNAL_TICKET: Ticket = Ticket::MAX / 2;
 /// How long after giving a flag the node waits before it gives it again.
 const FLAG_PATIENCE_US: u64 = 2_000_000;
 
+/// Entries that are further ahead of this server's clock are not taken: they would carry the clocks of all away for good.
+const FUTURE_MS_MAX: u64 = 24 * 3600 * 1000;
+
 /// How much is written, read, sent and kept waiting at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -263,7 +266,11 @@ impl Node {
             Input::CheckpointStored { floor } => self.checkpoint_stored(now, floor, &mut out),
             Input::CheckpointFailed => self.checkpoint_failed(&mut out),
             Input::Archived { floor } => self.floor = floor,
-            Input::CheckpointReceived { peer, checkpoint } => self.incoming = Some((peer, checkpoint)),
+            Input::CheckpointReceived { peer, checkpoint } => {
+                if self.sync.wants_checkpoint_of(&peer) {
+                    self.incoming = Some((peer, checkpoint));
+                }
+            }
             Input::Identity { certificate, key, run } => {
                 self.identity = Identity { certificate, key: SigningKey::from_bytes(&key), run };
             }
@@ -395,7 +402,7 @@ impl Node {
             return;
         }
         if let Some((peer, checkpoint)) = self.incoming.take() {
-            return self.install(peer, *checkpoint, out);
+            return self.install(now, peer, *checkpoint, out);
         }
         if self.queue.is_empty() {
             return;
@@ -499,14 +506,14 @@ impl Node {
         }
         self.files_written(written, out);
         self.acknowledge_received(sources, out);
-        for run in entries.chunk_by(|a, b| a.id().stream == b.id().stream) {
-            if run[0].id().stream.origin == self.config.me && run[0].id().stream.run == self.identity.run {
-                self.sync.push(run, out);
-            }
-        }
         for (ticket, entry, wait, deadline_us) in tickets {
             if let Some(committed) = self.waits.begin(ticket, entry, wait, deadline_us, &self.others) {
                 self.reply(ticket, committed, out);
+            }
+        }
+        for run in entries.chunk_by(|a, b| a.id().stream == b.id().stream) {
+            if run[0].id().stream.origin == self.config.me && run[0].id().stream.run == self.identity.run {
+                self.sync.push(run, out);
             }
         }
         if self.bytes_since_checkpoint >= self.config.checkpoint_bytes {
@@ -634,6 +641,9 @@ impl Node {
         };
         match admitted {
             Ok(Some(Admitted { stream, head, entries })) => {
+                if self.is_far_future(now, &stream, head.time, out) {
+                    return;
+                }
                 self.watch_future(now, &stream, &head, out);
                 self.clock.observe(head.time);
                 commit.bytes += entries.iter().map(|sealed| sealed.entry().weight_bytes()).sum::<usize>();
@@ -694,7 +704,10 @@ impl Node {
 
     // ---- checkpoints ----
 
-    fn install(&mut self, peer: ServerName, checkpoint: Checkpoint, out: &mut Vec<Output>) {
+    fn install(&mut self, now: Now, peer: ServerName, checkpoint: Checkpoint, out: &mut Vec<Output>) {
+        if checkpoint.heads.iter().any(|(stream, head)| self.is_far_future(now, stream, head.time, out)) {
+            return;
+        }
         let mut merged = Box::new(self.files.clone());
         let written = merged.merge(&checkpoint.files);
         let mut chains = self.durable.clone();
@@ -857,6 +870,19 @@ impl Node {
         let text = format!("entries of {} are {ahead_ms} ms ahead of this server's clock", stream.origin);
         self.raise_alarm(&future_alarm(&stream.origin), text, out);
         self.ahead.insert(stream.origin.clone(), head.time);
+    }
+
+    /// An entry from far in the future is not taken before its time, and not in silence.
+    fn is_far_future(&mut self, now: Now, stream: &Stream, time: Timestamp, out: &mut Vec<Output>) -> bool {
+        let ahead_ms = time.wall_ms().saturating_sub(now.wall_ms);
+        if ahead_ms <= FUTURE_MS_MAX {
+            return false;
+        }
+        let text =
+            format!("entries of {} are {ahead_ms} ms ahead of this server's clock; they are not taken", stream.origin);
+        self.raise_alarm(&future_alarm(&stream.origin), text, out);
+        self.ahead.insert(stream.origin.clone(), time);
+        true
     }
 
     /// Takes back what was said of entries from the future that time has caught up with.

@@ -36,7 +36,7 @@ pub mod file {
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SchemaError {
-    #[error("{file} takes {expected} fields ({form}), this record has {found}")]
+    #[error("{file} takes {expected} ({form}), this record has {found}")]
     FieldCount { file: String, expected: String, form: String, found: usize },
     #[error("field {field} of {file} is '{value}', which is not {kind}")]
     Field { file: String, field: usize, value: String, kind: &'static str },
@@ -187,8 +187,12 @@ impl Schema {
         let found = record.fields().len();
         let count_fits = if self.open { found >= self.kinds.len() } else { found == self.kinds.len() };
         if !count_fits {
-            let expected =
-                if self.open { format!("{} or more", self.kinds.len()) } else { self.kinds.len().to_string() };
+            let wanted = self.kinds.len();
+            let expected = match wanted {
+                _ if self.open => format!("{wanted} fields or more"),
+                1 => "1 field".to_owned(),
+                _ => format!("{wanted} fields"),
+            };
             return Err(SchemaError::FieldCount { file: name.to_string(), expected, form: self.form(), found });
         }
         for (index, (kind, value)) in self.kinds.iter().zip(record.fields()).enumerate() {
@@ -241,7 +245,7 @@ mod tests {
         let error = check("Server", "S1, first, 10.0.0.1:7400").unwrap_err();
         assert_eq!(error.to_string(), "field 2 of Server is 'first', which is not a number");
         let error = check("Group", "S1, S2").unwrap_err();
-        assert_eq!(error.to_string(), "Group takes 1 fields (name), this record has 2");
+        assert_eq!(error.to_string(), "Group takes 1 field (name), this record has 2");
         assert!(matches!(check("Notes", ", b"), Err(SchemaError::EmptyKey { field: 1, .. })));
     }
 

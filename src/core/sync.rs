@@ -336,6 +336,11 @@ impl Sync {
         }
     }
 
+    /// Whether this peer was asked for its checkpoint; nobody else's is taken.
+    pub fn wants_checkpoint_of(&self, name: &ServerName) -> bool {
+        self.checkpoint_wanted.as_ref().is_some_and(|(peer, _)| peer == name)
+    }
+
     /// A checkpoint has been taken over: everybody may go on from there.
     pub fn checkpoint_installed(&mut self, holding: &Holding, out: &mut Vec<Output>) {
         self.checkpoint_wanted = None;

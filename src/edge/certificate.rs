@@ -286,6 +286,11 @@ impl CertificateDirectory {
         AuthorityCertificate::from_der(&der).map_err(|source| CertificateError::In { path, source: Box::new(source) })
     }
 
+    /// Whether this server can issue certificates, as far as a file tells.
+    pub fn holds_authority_key(&self) -> bool {
+        self.path.join("ca.key").exists()
+    }
+
     /// Reads the CA with its key; `None` on a server that does not hold `ca.key`.
     pub fn load_authority(&self) -> Result<Option<Authority>, CertificateError> {
         let path = self.file("ca.key");

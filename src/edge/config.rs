@@ -4,13 +4,14 @@
 //! `init` writes, the check of a file, the nearest known key in an error and the values of absent keys all come from
 //! it. Invariant: a [`Config`] that was loaded has passed every check of that table.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
@@ -60,7 +61,8 @@ pub struct Config {
     /// The folder of the plain-file view.
     pub files: PathBuf,
     /// Members to dial while the file `Server` is not known yet.
-    pub peers: Vec<SocketAddr>,
+    #[serde(deserialize_with = "read_peers")]
+    pub peers: BTreeMap<ServerName, SocketAddr>,
     pub network: NetworkConfig,
     pub log: LogConfig,
     pub priority: PrioritySettings,
@@ -85,6 +87,7 @@ pub struct LogConfig {
     pub segment_mib: u64,
     pub keep_live_mib: u64,
     pub keep_live_hours: u64,
+    pub keep_live_mib_max: u64,
     pub archive: Archive,
     pub checkpoint_every_mib: u64,
 }
@@ -131,7 +134,7 @@ pub struct BundleConfig {
 pub enum Kind {
     Name,
     Address,
-    Addresses,
+    Peers,
     Folder,
     /// Both bounds are allowed.
     Integer {
@@ -169,7 +172,13 @@ pub const KEYS: &[Key] = &[
     required("name", Kind::Name, "The name of this server, as it is in its certificate and in the file Server."),
     required("listen", Kind::Address, "The address and UDP port where this daemon listens and the others reach it."),
     required("files", Kind::Folder, "The folder of the plain-file view: one text file per management file."),
-    key("", "peers", Kind::Addresses, "[]", "Members to dial while this server does not know the file Server yet."),
+    key(
+        "",
+        "peers",
+        Kind::Peers,
+        "[]",
+        "Members to dial while this server does not know the file Server yet, as NAME=IP:PORT.",
+    ),
     key(
         "network",
         "keep_alive_ms",
@@ -201,7 +210,7 @@ pub const KEYS: &[Key] = &[
     key(
         "log",
         "segment_mib",
-        Kind::Integer { min: 1, max: 1024 },
+        Kind::Integer { min: 1, max: 256 },
         "8",
         "Size of one segment file of the log; the file is made this long at once.",
     ),
@@ -218,6 +227,13 @@ pub const KEYS: &[Key] = &[
         Kind::Integer { min: 0, max: 24 * 366 },
         "24",
         "At least this many hours of the newest log stay uncompressed.",
+    ),
+    key(
+        "log",
+        "keep_live_mib_max",
+        Kind::Integer { min: 2, max: 1 << 20 },
+        "1024",
+        "At most this much of the log stays uncompressed, however young it is.",
     ),
     key(
         "log",
@@ -290,7 +306,7 @@ pub struct Identity {
     pub name: ServerName,
     pub listen: SocketAddr,
     pub files: PathBuf,
-    pub peers: Vec<SocketAddr>,
+    pub peers: BTreeMap<ServerName, SocketAddr>,
 }
 
 impl Config {
@@ -426,7 +442,8 @@ pub fn default_text(identity: &Identity) -> String {
             "listen" => Some(Value::from(identity.listen.to_string())),
             "files" => Some(Value::from(identity.files.to_string_lossy().into_owned())),
             "peers" if !identity.peers.is_empty() => {
-                Some(Value::from(identity.peers.iter().map(SocketAddr::to_string).collect::<Vec<_>>()))
+                let peers = identity.peers.iter().map(|(name, address)| format!("{name}={address}"));
+                Some(Value::from(peers.collect::<Vec<_>>()))
             }
             _ => None,
         };
@@ -450,7 +467,7 @@ impl Kind {
         match self {
             Kind::Name => "a name of letters, digits, '-', '_' and '.', such as \"S1\"".into(),
             Kind::Address => "an IP address and a port such as \"192.168.1.10:7400\"".into(),
-            Kind::Addresses => "a list of addresses such as [\"192.168.1.10:7400\"]".into(),
+            Kind::Peers => "a list of servers such as [\"mail=192.168.1.10:7400\"]".into(),
             Kind::Folder => "the path of a folder such as \"/run/p2pdb/S1\"".into(),
             Kind::Integer { min, max } => format!("a number from {min} to {max}"),
             Kind::Flag => "true or false".into(),
@@ -465,9 +482,9 @@ impl Kind {
         let good = match self {
             Kind::Name => text.is_some_and(|text| ServerName::new(text).is_ok()),
             Kind::Address => return check_listen(text.unwrap_or_default()).map(drop).map_err(Some),
-            Kind::Addresses => value.as_array().is_some_and(|list| {
-                list.iter().all(|item| item.as_str().is_some_and(|text| check_listen(text).is_ok()))
-            }),
+            Kind::Peers => value
+                .as_array()
+                .is_some_and(|list| list.iter().all(|item| item.as_str().and_then(parse_peer).is_some())),
             Kind::Folder => text.is_some_and(|text| !text.is_empty()),
             Kind::Integer { min, max } => value.as_integer().is_some_and(|number| (min..=max).contains(&number)),
             Kind::Flag => value.is_bool(),
@@ -557,6 +574,17 @@ fn parse_default(default: &str) -> Value {
     table["v"].clone()
 }
 
+fn parse_peer(text: &str) -> Option<(ServerName, SocketAddr)> {
+    let (name, address) = text.split_once('=')?;
+    Some((ServerName::new(name.trim()).ok()?, check_listen(address.trim()).ok()?))
+}
+
+fn read_peers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<ServerName, SocketAddr>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let wrong = |text: &String| de::Error::custom(format!("'{text}' is not NAME=IP:PORT"));
+    texts.iter().map(|text| parse_peer(text).ok_or_else(|| wrong(text))).collect()
+}
+
 fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
 }
@@ -570,7 +598,7 @@ mod tests {
             name: ServerName::new("S1").unwrap(),
             listen: "10.0.0.1:7400".parse().unwrap(),
             files: "/run/p2pdb/S1".into(),
-            peers: vec!["10.0.0.2:7400".parse().unwrap()],
+            peers: [(ServerName::new("S2").unwrap(), "10.0.0.2:7400".parse().unwrap())].into(),
         }
     }
 

@@ -25,8 +25,8 @@ use thiserror::Error;
 pub use client::{Client, ClientError};
 pub use peer::{Peer, Role};
 pub use protocol::{
-    Bundle, BundlePart, CertificateView, Conflict, ConflictLeaf, Edited, FileChange, FileContent, FileEdit,
-    FileSummary, Keep, RecordView, Reply, Request, Resolve, Response, Token,
+    Bundle, BundlePart, CertificateView, Conflict, ConflictLeaf, Edited, FileChange, FileEdit, FilePart, FileSummary,
+    Keep, KeyedRegister, Reply, Request, Resolve, Response, Token,
 };
 pub use server::{ControlSocket, Handler, Responses};
 pub use status::{
@@ -45,6 +45,8 @@ pub const IN_FLIGHT_MAX: usize = 1024;
 pub const CONNECTIONS_MAX: usize = 256;
 /// How long a line may take from its first byte to its last, in either direction.
 pub const STALL_MAX: Duration = Duration::from_secs(10);
+/// About the most bytes of a file in one response.
+pub const FILE_PART_BYTES_MAX: usize = 1 << 20;
 /// Most bytes of a bundle in one request or response.
 pub const BUNDLE_PART_BYTES_MAX: usize = 1 << 20;
 

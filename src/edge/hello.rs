@@ -163,6 +163,20 @@ mod tests {
         assert!(decode_ready(b"P2PDBRDY").is_err());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn decoding_never_panics(flips in proptest::collection::vec((0usize..80, proptest::num::u8::ANY), 0..8)) {
+            let mut bytes = hello().encode();
+            for (index, value) in flips {
+                let index = index % bytes.len();
+                bytes[index] = value;
+            }
+            if let Ok(read) = Hello::decode(&bytes) {
+                proptest::prop_assert_eq!(read.encode(), bytes);
+            }
+        }
+    }
+
     #[test]
     fn both_sides_find_the_same_version() {
         for (ours, theirs, version) in [

@@ -85,6 +85,9 @@ impl Refusal {
     }
 }
 
+/// The reason of a peer that refuses us because we have been removed from the group.
+pub const WE_ARE_REVOKED: &str = "the peer refused us: our certificate is revoked";
+
 /// A closed connection in words for an operator.
 pub(crate) fn describe(error: &ConnectionError) -> String {
     match error {
@@ -93,9 +96,17 @@ pub(crate) fn describe(error: &ConnectionError) -> String {
         }
         ConnectionError::TransportError(error) => match error.reason.as_str() {
             "" => error.to_string(),
-            reason => reason.to_owned(),
+            "invalid peer certificate: Revoked" => "the peer's certificate is revoked".into(),
+            // rustls marks errors that are not its own.
+            reason => reason.strip_prefix("other error: ").unwrap_or(reason).to_owned(),
         },
-        ConnectionError::ConnectionClosed(close) => format!("the peer refused the handshake: {close}"),
+        ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
+            // The TLS alerts 44 and 45, and any other.
+            0x12c => WE_ARE_REVOKED.into(),
+            0x12d => "the peer refused us: our certificate has expired".into(),
+            0x100..0x200 => format!("the peer refused our certificate or protocol, its status says why: {close}"),
+            _ => format!("the peer refused the handshake: {close}"),
+        },
         ConnectionError::TimedOut => "no sign of life".into(),
         ConnectionError::Reset => "the peer restarted".into(),
         error => error.to_string(),

@@ -29,7 +29,7 @@ use super::endpoint::{bind, transport_config};
 use super::frame::FRAME_HEADER_BYTES;
 pub use super::frame::SendError;
 use super::hello::{HELLO_PAYLOAD_BYTES_MAX, Hello};
-pub use super::link::CloseCode;
+pub use super::link::{CloseCode, WE_ARE_REVOKED};
 use super::link::{Established, Link, Refusal, greet, peer_certificate, welcome, within};
 use super::tls::{
     ALPN_JOIN, ALPN_MESH, Revocations, TLS_SERVER_NAME, TlsError, TlsIdentity, client_config, server_config,
@@ -205,6 +205,9 @@ impl Mesh {
         events: mpsc::Sender<MeshEvent>,
     ) -> Result<Self, MeshError> {
         config.check()?;
+        if identity.info().name != config.me || ca.cluster() != config.cluster {
+            return Err(MeshError::Config("the certificate names another server or cluster"));
+        }
         let revocations = Revocations::default();
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(server_config(&identity, &ca, &revocations)?));
         let transport = Arc::new(transport_config(&config));
@@ -222,6 +225,7 @@ impl Mesh {
                 wall_ms: 0,
                 payload: config.hello_payload.clone(),
             },
+            runtime: tokio::runtime::Handle::current(),
             config,
             identity,
             ca,
@@ -236,7 +240,7 @@ impl Mesh {
             generation: AtomicU64::new(0),
             pending: AtomicUsize::new(0),
         });
-        tokio::spawn(shared.clone().accept());
+        shared.runtime.spawn(shared.clone().accept());
         Ok(Self { shared })
     }
 
@@ -270,8 +274,17 @@ impl Mesh {
         });
     }
 
-    /// Changes to a new certificate and key and makes every link anew with them.
-    pub fn rotate(&self, credentials: &Credentials) -> Result<(), TlsError> {
+    /// Breaks the link with a peer that sent what it must not; it may dial again.
+    pub fn disconnect(&self, peer: &ServerName, reason: &str) {
+        self.shared.close_links(CloseCode::BadFrame, reason, |link| link.peer == *peer);
+    }
+
+    /// Changes to a new certificate and key and makes every link anew with them. Errors: it names another server, or
+    /// TLS cannot use it.
+    pub fn rotate(&self, credentials: &Credentials) -> Result<(), MeshError> {
+        if credentials.info.name != self.shared.config.me {
+            return Err(MeshError::Config("the new certificate names another server"));
+        }
         self.shared.identity.rotate(credentials, &self.shared.ca)?;
         self.shared.generation.fetch_add(1, Ordering::AcqRel);
         self.shared.close_links(CloseCode::Rotated, "the certificate is rotated", |_| true);
@@ -303,6 +316,7 @@ impl Drop for Mesh {
 }
 
 struct Shared {
+    runtime: tokio::runtime::Handle,
     config: MeshConfig,
     identity: TlsIdentity,
     ca: AuthorityCertificate,
@@ -369,7 +383,7 @@ impl Shared {
             self.state().removed.contains(&link.peer)
         });
         for (name, address, dialler) in fresh {
-            tokio::spawn(self.clone().keep_linked(name, address, dialler));
+            self.runtime.spawn(self.clone().keep_linked(name, address, dialler));
         }
     }
 
@@ -587,8 +601,12 @@ impl Shared {
                 }
             };
             old.close(CloseCode::Duplicate, "another connection takes its place");
-            // Fails only when the old link is gone, which is what is waited for.
-            let _ = old.down.subscribe().wait_for(|down| *down).await;
+            let mut down = old.down.subscribe();
+            tokio::select! {
+                // Fails only when the old link is gone, which is what is waited for.
+                _ = down.wait_for(|down| *down) => {}
+                error = link.connection.closed() => return Err(Refusal::of_connection(&error)),
+            }
         }
         self.changed();
         Ok(())

@@ -29,6 +29,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError as TlsCertificateError, DigitallySignedStruct, OtherError, RootCertStore};
 use rustls::{DistinguishedName, SignatureScheme};
 use thiserror::Error;
+use tracing::info;
 
 use super::certificate::{
     AuthorityCertificate, CertificateError, CertificateInfo, Credentials, verify_server_certificate,
@@ -214,7 +215,14 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 fn refused(reason: impl Into<PeerRefused>) -> rustls::Error {
-    TlsCertificateError::Other(OtherError(Arc::new(reason.into()))).into()
+    match reason.into() {
+        // The one reason that TLS has an alert for: so the revoked server hears what happened to it.
+        PeerRefused::Revoked(name) => {
+            info!(peer = %name, "the peer's certificate is revoked");
+            TlsCertificateError::Revoked.into()
+        }
+        reason => rustls::Error::Other(OtherError(Arc::new(reason))),
+    }
 }
 
 /// What both sides of the mesh check: webpki looks at signature, validity and purpose; the rest is our own.

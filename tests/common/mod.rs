@@ -1,6 +1,9 @@
 //! Builders of entries for the tests of formats and of the journal.
 #![allow(dead_code)]
 
+#[cfg(feature = "daemon")]
+pub mod rig;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -13,6 +16,7 @@ use p2pdb::core::merge::Files;
 use p2pdb::core::oplog::{Certifier, Head};
 use p2pdb::core::priority::Class;
 use p2pdb::core::record::Record;
+use p2pdb::core::version::Version;
 
 pub const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
 
@@ -44,13 +48,14 @@ pub struct Origin {
     seq: u64,
     previous: Digest,
     time: Timestamp,
+    written: BTreeMap<String, Version>,
 }
 
 impl Origin {
     pub fn new(name: &str, run: u32, lane: Lane) -> Self {
         let stream = Stream { origin: ServerName::new(name).unwrap(), run, lane };
         let time = Timestamp::from_wall_ms(1_700_000_000_000);
-        Self { stream, key: signing_key(name), seq: 0, previous: Digest::ZERO, time }
+        Self { stream, key: signing_key(name), seq: 0, previous: Digest::ZERO, time, written: BTreeMap::new() }
     }
 
     /// The next entry, signed. Each change is a file, a key and the record, or none for a deletion.
@@ -58,16 +63,28 @@ impl Origin {
         self.sealed(diffs(changes))
     }
 
-    /// A small entry in a file that fits the lane.
+    /// A small signed entry in a file that fits the lane; it builds on the last one with the same key.
     pub fn small(&mut self) -> Arc<Sealed> {
-        let number = self.seq % 100;
-        match self.stream.lane {
-            Lane::Audit => self.entry(&[("Notes", &number.to_string(), Some(&format!("{number}, text {}", self.seq)))]),
-            Lane::Volatile => {
-                let key = format!("s{number}");
-                self.entry(&[("Condition", &key, Some(&format!("{key}, 0.5, 0.5, 0.5, {}", self.seq)))])
-            }
-        }
+        let diffs = self.small_diffs();
+        self.sealed(diffs)
+    }
+
+    /// The same without a signature.
+    pub fn small_unsigned(&mut self) -> Arc<Sealed> {
+        let diffs = self.small_diffs();
+        Arc::new(self.seal(diffs))
+    }
+
+    fn small_diffs(&mut self) -> Vec<Diff> {
+        let key = format!("s{}", self.seq % 100);
+        let mut diffs = match self.stream.lane {
+            Lane::Audit => diffs(&[("Notes", &key, Some(&format!("{key}, some text {}", self.seq)))]),
+            Lane::Volatile => diffs(&[("Condition", &key, Some(&format!("{key}, 0.5, 0.5, 0.5, {}", self.seq)))]),
+        };
+        let id = EntryId { stream: self.stream.clone(), seq: self.seq + 1 };
+        let version = Version { time: Timestamp(self.time.0 + 1), entry: id };
+        diffs[0].bases = self.written.insert(key, version).into_iter().collect();
+        diffs
     }
 
     pub fn unsigned(&mut self, changes: &[(&str, &str, Option<&str>)]) -> Arc<Sealed> {

@@ -4,11 +4,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::FILE_PART_BYTES_MAX;
 use super::status::{Status, as_text};
+use crate::core::diff::Change;
 use crate::core::id::{Digest, EntryId, FileName, ServerName};
 use crate::core::io::{Committed, Edit, Refusal, Wait};
+use crate::core::merge::{File, Files, Leaf, Register};
 use crate::core::record::Record;
-use crate::core::version::Version;
+use crate::core::schema::file;
 
 /// What a client can ask. One that changes something is refused to a peer that is not an operator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,8 +21,8 @@ pub enum Request {
     Status,
     /// Answered by `Response::Files`.
     FilesList,
-    /// Answered by `Response::File`; a file that does not exist has no records.
-    FileShow { file: FileName },
+    /// Answered by `Response::File`, which holds as much as fits from the first key behind `after`.
+    FileShow { file: FileName, after: Option<String> },
     /// One atomic transaction. Answered by `Response::Edited` or `Response::Refused`.
     FileEdit(FileEdit),
     /// The open conflicts of one file or of all. Answered by `Response::Conflicts`.
@@ -76,7 +79,7 @@ impl Request {
         match self {
             Request::Status => "show the status".into(),
             Request::FilesList => "list the files".into(),
-            Request::FileShow { file } => format!("show {file}"),
+            Request::FileShow { file, .. } => format!("show {file}"),
             Request::FileEdit(edit) => match edit.edits.as_slice() {
                 [one] => format!("change {}", one.file),
                 many => format!("make {} changes", many.len()),
@@ -119,13 +122,50 @@ pub struct Resolve {
 }
 
 /// Which value a settled record gets.
+impl Resolve {
+    /// The transaction that settles the conflict as asked: it builds on every leaf of the register.
+    ///
+    /// # Errors
+    /// What is asked for is not there (any more), for a person.
+    pub fn edit(&self, register: Option<&Register>) -> Result<Edit, String> {
+        let gone = || format!("{} has no conflict at '{}' (any more); list them again", self.file, self.key);
+        let register = register.filter(|register| register.conflicts().next().is_some()).ok_or_else(gone)?;
+        let conflict = Conflict::of(&self.file, &self.key, register);
+        let held = register.value();
+        let wanted = match &self.keep {
+            Keep::Winner => held.cloned(),
+            Keep::Record(record) => Some(record.clone()),
+            Keep::Leaf { index, entry } => {
+                let leaf = conflict.leaves.get(*index).filter(|leaf| leaf.entry == *entry).ok_or_else(gone)?;
+                leaf.record.clone()
+            }
+        };
+        let change = match (held, wanted) {
+            (Some(before), Some(after)) => Change::Mod { before: before.clone(), after },
+            (Some(before), None) => Change::Del(before.clone()),
+            (None, Some(after)) => Change::Add(after),
+            // Gone it is, and gone it shall stay: any of the records that lost says which one is meant.
+            (None, None) => {
+                let lost = conflict.leaves.iter().find_map(|leaf| leaf.record.clone()).ok_or_else(gone)?;
+                Change::Del(lost)
+            }
+        };
+        Ok(Edit { file: self.file.clone(), change, bases: Some(register.all_leaves()) })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// The one that it has.
     Winner,
     /// The one with this index in `Conflict::leaves`; 0 is the winner.
-    Leaf { index: usize, entry: String },
+    Leaf {
+        index: usize,
+        /// The leaf's entry as it was shown: the list may have changed since.
+        #[serde(with = "as_text")]
+        entry: EntryId,
+    },
     /// A new one.
     Record(Record),
 }
@@ -136,7 +176,7 @@ pub enum Keep {
 pub enum Response {
     Status(Box<Status>),
     Files(Vec<FileSummary>),
-    File(FileContent),
+    File(FilePart),
     Edited(Edited),
     /// The transaction was not taken; nothing has changed.
     Refused(Refusal),
@@ -184,6 +224,13 @@ pub struct Edited {
     pub lacking: Vec<ServerName>,
 }
 
+impl FileSummary {
+    pub fn of(name: &FileName, held: &File) -> Self {
+        let conflicts = held.registers().filter(|(_, register)| register.conflicts().next().is_some()).count();
+        Self { file: name.clone(), records: held.len(), digest: held.digest(), conflicts }
+    }
+}
+
 impl From<Committed> for Edited {
     fn from(Committed { entry, reached, asked, lacking }: Committed) -> Self {
         Self { entry, reached, asked, lacking }
@@ -209,23 +256,54 @@ pub struct FileSummary {
     pub conflicts: usize,
 }
 
+/// A file, or the part of it that fits in one response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FileContent {
+pub struct FilePart {
     pub file: FileName,
+    /// Of the whole file; parts with different digests are of different states.
     #[serde(with = "as_text")]
     pub digest: Digest,
-    /// In order of their keys.
-    pub records: Vec<RecordView>,
+    /// The record of the file `Schema` that is in force for this file.
+    pub schema: Option<Record>,
+    /// In order of their keys; deleted records are there, too, without a value.
+    pub registers: Vec<KeyedRegister>,
+    /// Ask again with this as `after`; `None`: that is all.
+    pub next: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RecordView {
+pub struct KeyedRegister {
     pub key: String,
-    pub record: Record,
-    /// What an edit of this record builds on: goes into `Edit::bases`.
-    pub bases: Vec<Version>,
-    /// How many values lost against this one and wait to be looked at.
-    pub conflicts: usize,
+    pub register: Register,
+}
+
+impl FilePart {
+    /// The part of a file behind the key `after`; a file that nobody has written is empty.
+    pub fn of(files: &Files, name: &FileName, after: Option<&str>) -> Self {
+        let held = files.file(name);
+        let mut part = Self {
+            file: name.clone(),
+            digest: held.map_or(Digest::ZERO, File::digest),
+            schema: files.builtin(file::SCHEMA).and_then(|schemas| schemas.record(name.as_str())).cloned(),
+            registers: Vec::new(),
+            next: None,
+        };
+        let mut bytes = 0;
+        for (key, register) in held.into_iter().flat_map(File::registers) {
+            if after.is_some_and(|after| key <= after) {
+                continue;
+            }
+            if bytes > FILE_PART_BYTES_MAX {
+                part.next = part.registers.last().map(|last: &KeyedRegister| last.key.clone());
+                break;
+            }
+            let leaf_bytes = |leaf: &Leaf| leaf.value.as_ref().map_or(0, |value| value.to_string().len()) + 160;
+            bytes +=
+                key.len() + 32 + register.leaves.iter().map(leaf_bytes).sum::<usize>() + register.early.len() * 128;
+            part.registers.push(KeyedRegister { key: key.to_owned(), register: register.clone() });
+        }
+        part
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,6 +312,19 @@ pub struct Conflict {
     pub key: String,
     /// The winner first, then what lost against it.
     pub leaves: Vec<ConflictLeaf>,
+}
+
+impl Conflict {
+    /// The conflict of a register that has one.
+    pub fn of(file: &FileName, key: &str, register: &Register) -> Self {
+        let winner = register.leaves.first();
+        let leaves = winner.into_iter().chain(register.conflicts()).map(|leaf| ConflictLeaf {
+            record: leaf.value.clone(),
+            entry: leaf.version.entry.clone(),
+            time_ms: leaf.version.time.wall_ms(),
+        });
+        Self { file: file.clone(), key: key.to_owned(), leaves: leaves.collect() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -311,6 +402,8 @@ pub struct Reply {
 /// One line from a client.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Call {
+    #[serde(default)]
+    pub version: u32,
     pub id: u64,
     pub request: Request,
 }
@@ -323,7 +416,7 @@ pub(super) struct OutgoingCall<'a> {
     pub request: &'a Request,
 }
 
-/// What is read of a line before its request, which another version may have changed.
+/// What is read of a line whose request is not understood: another version may have changed it.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct CallHead {
     #[serde(default)]

@@ -233,21 +233,19 @@ impl<H: Handler> Connection<H> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return;
         }
-        let request = match serde_json::from_slice::<CallHead>(line) {
-            Ok(CallHead { version: VERSION, .. }) => serde_json::from_slice::<Call>(line),
-            Ok(head) => {
-                let what = format!("the daemon speaks version {VERSION} of the control protocol, not {}", head.version);
-                let response = Response::failed(what, "use the p2pdb command of the version that the daemon runs");
-                return self.reply(&Reply { id: head.id, more: false, response });
-            }
-            Err(error) => Err(error),
-        };
-        let Call { id, request } = match request {
-            Ok(call) => call,
+        let (id, request) = match serde_json::from_slice::<Call>(line) {
+            Ok(Call { version: VERSION, id, request }) => (id, request),
+            Ok(Call { version, id, .. }) => return self.reply(&other_version(id, version)),
             Err(error) => {
-                let id = serde_json::from_slice::<CallHead>(line).map_or(0, |head| head.id);
-                let response = Response::failed(format!("this is no request: {error}"), "");
-                return self.reply(&Reply { id, more: false, response });
+                // A request of another version need not be known here.
+                let reply = match serde_json::from_slice::<CallHead>(line) {
+                    Ok(head) if head.version != VERSION => other_version(head.id, head.version),
+                    head => {
+                        let response = Response::failed(format!("this is no request: {error}"), "");
+                        Reply { id: head.map_or(0, |head| head.id), more: false, response }
+                    }
+                };
+                return self.reply(&reply);
             }
         };
         if request.needs_operator() && self.peer.role != Role::Operator {
@@ -309,6 +307,12 @@ impl<H: Handler> Connection<H> {
 
 /// No client's request has this id.
 const NO_REPLY: u64 = u64::MAX;
+
+fn other_version(id: u64, version: u32) -> Reply {
+    let what = format!("the daemon speaks version {VERSION} of the control protocol, not {version}");
+    let response = Response::failed(what, "use the p2pdb command of the version that the daemon runs");
+    Reply { id, more: false, response }
+}
 
 fn denied(peer: &Peer, request: &Request) -> Response {
     Response::Denied {
@@ -429,7 +433,7 @@ mod tests {
         let answer = tokio::task::spawn_blocking(move || {
             let mut client = super::super::Client::connect(&directory).unwrap();
             let file = FileName::new("Group").unwrap();
-            (client.call(&Request::Shutdown).unwrap(), client.call(&Request::FileShow { file }).unwrap())
+            (client.call(&Request::Shutdown).unwrap(), client.call(&Request::FileShow { file, after: None }).unwrap())
         });
         let (stopping, shown) = answer.await.unwrap();
         assert_eq!(stopping, Response::Stopping);

@@ -1,0 +1,54 @@
+//! `p2pdb daemon`: runs the daemon in the foreground, with its log on standard error.
+
+use std::io::IsTerminal;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::DirectoryArgs;
+use super::error::{Answer, Failure, Outcome, Report};
+use crate::daemon::{self, DaemonError};
+use crate::edge::config::Config;
+
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    #[command(flatten)]
+    directory: DirectoryArgs,
+    /// What to log: error, warn, info, debug or trace, also per module such as info,p2pdb::edge::quic=debug
+    #[arg(long, env = "P2PDB_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+    /// Log lines as JSON
+    #[arg(long)]
+    log_json: bool,
+}
+
+pub fn run(args: DaemonArgs) -> Outcome {
+    let config = Config::load(&args.directory.directory)?;
+    let filter = EnvFilter::try_new(&args.log)
+        .map_err(|error| Failure::input(format!("--log {}: {error}", args.log), "give a level such as info"))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if args.log_json {
+        log.json().init();
+    } else {
+        log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::storage(format!("the daemon cannot start: {error}"), ""))?;
+    let ready = || {
+        // Told to systemd if it has started this; nobody minds otherwise.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    };
+    runtime.block_on(daemon::run(config, ready)).map_err(failure)?;
+    Ok(Answer::Yes)
+}
+
+fn failure(error: DaemonError) -> Failure {
+    let hint = match &error {
+        DaemonError::Mesh(_) => "is another program using the address? see listen in p2pdb.toml",
+        DaemonError::LogLost(_) => "look at the disk; when it is well again, start the daemon: the log is checked then",
+        _ => "",
+    };
+    Failure::Daemon(Report::new(error.to_string(), hint))
+}

@@ -1,0 +1,104 @@
+//! `p2pdb init`: makes a new cluster with this server as its first member.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::cert::{VALIDITY_MS, new_credentials};
+use super::error::{Answer, Failure, Outcome};
+use super::output::Style;
+use super::{DirectoryArgs, Session, check_new_directory, server_name, wall_clock_ms};
+use crate::core::id::ServerName;
+use crate::daemon::FOUNDING_FILE;
+use crate::edge::certificate::{AUTHORITY_VALIDITY_MS, Authority, CertificateDirectory};
+use crate::edge::config::{Config, Identity, check_listen, default_files_folder};
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    directory: DirectoryArgs,
+}
+
+/// What a new server is called and where it is.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// The name of this server
+    #[arg(long, value_parser = server_name)]
+    name: ServerName,
+    /// The address and UDP port where the other servers reach this one
+    #[arg(long, value_name = "IP:PORT", value_parser = check_listen)]
+    listen: SocketAddr,
+    /// The folder of the plain-file view [default: /run/p2pdb/NAME if that is in memory, else DIR/files]
+    #[arg(long, value_name = "DIR")]
+    files: Option<PathBuf>,
+}
+
+impl ServerArgs {
+    /// What goes into the settings file of this server.
+    pub fn identity(self, directory: &Path) -> Result<Identity, Failure> {
+        let files = self.files.unwrap_or_else(|| default_files_folder(directory, &self.name));
+        let files = std::path::absolute(&files)
+            .map_err(|error| Failure::input(format!("{}: {error}", files.display()), "give the folder's full path"))?;
+        Ok(Identity { name: self.name, listen: self.listen, files, peers: BTreeMap::new() })
+    }
+}
+
+pub fn run(args: InitArgs, session: &mut Session) -> Outcome {
+    let directory = args.directory.directory;
+    check_new_directory(&directory)?;
+    let identity = args.server.identity(&directory)?;
+    let now_ms = wall_clock_ms();
+    let authority = Authority::generate(now_ms, AUTHORITY_VALIDITY_MS)?;
+    let credentials = new_credentials(&authority, &identity.name, VALIDITY_MS)?;
+    create_directory(&directory)?;
+    let certificates = CertificateDirectory::new(directory.join("certs"));
+    certificates.store_authority(authority.certificate(), Some(&authority))?;
+    certificates.store_credentials(&credentials)?;
+    let marker = directory.join(FOUNDING_FILE);
+    std::fs::write(&marker, "the first start of the daemon founds the group\n")
+        .map_err(|error| Failure::storage(format!("{}: {error}", marker.display()), "make room or check the owner"))?;
+    // Last: a directory without settings is no server, whatever was interrupted.
+    let config = Config::create(&directory, &identity)?;
+    let cluster = authority.certificate().cluster();
+    told(&config, &cluster.to_string(), session)
+}
+
+/// Makes a server's directory, which others may enter but not list or change.
+pub fn create_directory(directory: &Path) -> Result<(), Failure> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(directory).map_err(|error| {
+        Failure::storage(
+            format!("{}: cannot be made: {error}", directory.display()),
+            "choose another --dir, or run it as a user who may write there",
+        )
+    })
+}
+
+/// Says what was made and what to do next.
+pub fn told(config: &Config, cluster: &str, session: &mut Session) -> Outcome {
+    if session.output.is_json() {
+        #[derive(Serialize)]
+        struct View<'a> {
+            name: &'a ServerName,
+            cluster: &'a str,
+            directory: &'a Path,
+            listen: SocketAddr,
+            files: &'a Path,
+        }
+        let Config { name, directory, listen, files, .. } = config;
+        session.output.json(&View { name, cluster, directory, listen: *listen, files })?;
+        return Ok(Answer::Yes);
+    }
+    let directory = config.directory.display();
+    let output = &mut session.output;
+    output.line(format_args!("{} is a member of cluster {cluster}", config.name))?;
+    output.line(format_args!("  settings  {directory}/{}", crate::edge::config::FILE_NAME))?;
+    output.line(format_args!("  files     {}", config.files.display()))?;
+    output.line(output.paint(Style::Dim, format_args!("Start it with: p2pdb daemon --dir {directory}")))?;
+    Ok(Answer::Yes)
+}

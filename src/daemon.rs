@@ -1,0 +1,534 @@
+//! The daemon of one server: the only event loop, and the only place that spawns.
+//!
+//! Everything that happens becomes an input of the node; everything the node wants is carried out by [`world`]. One
+//! thread runs the loop, the links and the control socket; the journal and the view have threads of their own, because
+//! disks block. What has to do with neither entries nor files (bundles, checkpoints in transit, certificates, joining) is
+//! kept by the modules below and never changes a file but by a transaction.
+
+mod membership;
+mod requests;
+mod stages;
+mod start;
+mod status;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error, info, warn};
+
+use crate::core::entry::Sealed;
+use crate::core::id::{Digest, FileName, ServerName};
+use crate::core::io::{Committed, Event, Input, Message, Refusal, Ticket, Transaction, Wait};
+use crate::core::node::{Node, TICK_MS};
+use crate::core::schema::file;
+use crate::core::text::ShownFile;
+use crate::edge::bundles::{BundleFetcher, BundleStore, PART_BYTES};
+use crate::edge::certificate::{AuthorityCertificate, CertificateDirectory, CertificateError};
+use crate::edge::checkpoint_transfer::{CheckpointCollector, parts};
+use crate::edge::clock::{SystemClock, monotonic_ns, wall_ms};
+use crate::edge::config::Config;
+use crate::edge::control::{ControlError, ControlSocket, FileChange, Handler, Peer, Request, Response, Responses};
+use crate::edge::frame::SendError;
+use crate::edge::journal::JournalError;
+use crate::edge::lock::{DirectoryLock, LockError};
+use crate::edge::plain_files::{PlainEvent, PlainFiles, SaveId};
+use crate::edge::quic::{Channel, MeshError, MeshEvent, WE_ARE_REVOKED};
+use crate::edge::tls::TlsIdentity;
+use crate::edge::view::ViewError;
+use crate::format;
+use crate::ports::carry_out;
+use stages::Stage;
+use world::World;
+
+pub use membership::FOUNDING_FILE;
+
+/// How often what is due now and then is looked at: bundles, changed settings of the mesh.
+const HOUSEKEEPING_US: u64 = 1_000_000;
+const REMOVED_ALARM: &str = "removed";
+/// Records beyond which a file has no plain text.
+const SHOWN_RECORDS_MAX: usize = 100_000;
+/// Making texts may take one part in so many of the time.
+const SHOW_COST_FACTOR: u64 = 20;
+/// Longest wait for a member to be admitted or a certificate to be made.
+const OWN_TRANSACTION_MS: u64 = 5_000;
+
+/// Why a daemon does not start, or ends.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Bundle(#[from] crate::edge::bundles::BundleError),
+    #[error(transparent)]
+    View(#[from] ViewError),
+    #[error(
+        "{certificate} is for the server '{found}', and p2pdb.toml says name = '{wanted}'; one of the two is in the wrong directory"
+    )]
+    Name { certificate: PathBuf, found: ServerName, wanted: ServerName },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("the log cannot be written any more: {0}; the daemon stops rather than promise what it cannot keep")]
+    LogLost(String),
+}
+
+/// What is asked of the loop by the tasks around it.
+enum Command {
+    Control { peer: Peer, request: Request, reply: oneshot::Sender<Response> },
+    Watch { files: BTreeSet<FileName>, changes: mpsc::Sender<FileChange> },
+    Admit(membership::AdmitCommand),
+}
+
+type Continuation = Box<dyn FnOnce(&mut Daemon, Result<Committed, Refusal>) + Send>;
+
+/// The state of the loop.
+pub struct Daemon {
+    config: Config,
+    clock: SystemClock,
+    started_ms: u64,
+    node: Node,
+    world: World,
+    certificates: CertificateDirectory,
+    ca: AuthorityCertificate,
+    identity: TlsIdentity,
+    bundles: BundleStore,
+    fetcher: BundleFetcher,
+    /// Bundles that are being put, by digest.
+    uploads: BTreeMap<Digest, Vec<u8>>,
+    checkpoints: CheckpointCollector,
+    /// Checkpoints on their way to peers.
+    checkpoints_out: BTreeMap<ServerName, tokio::task::JoinHandle<()>>,
+    plain: PlainFiles,
+    /// Files whose plain text is out of date, and when it may be made again.
+    stale: BTreeSet<FileName>,
+    next_show_us: u64,
+    watchers: Vec<(BTreeSet<FileName>, mpsc::Sender<FileChange>)>,
+    continuations: BTreeMap<Ticket, Continuation>,
+    tickets: Ticket,
+    links: BTreeMap<ServerName, status::LinkHistory>,
+    rotation: Option<membership::Rotation>,
+    next_renewal_us: u64,
+    alarms_since_ms: BTreeMap<String, u64>,
+    lifecycle_since_ms: u64,
+    next_housekeeping_us: u64,
+    process: status::ProcessMeter,
+    stopping: bool,
+    /// Held until the end: one daemon per directory.
+    _lock: DirectoryLock,
+}
+
+/// Runs the daemon of `config.directory` until it is told to stop. `ready` is called once it serves.
+///
+/// # Errors
+/// Whatever keeps it from starting, and the loss of the log; nothing has been changed on disk in the first case.
+pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError> {
+    let (command_sender, mut commands) = mpsc::channel(1024);
+    let start::Started { mut daemon, mut completions, mut mesh_events, mut plain_events } =
+        start::start(config, command_sender.clone()).await?;
+    let socket = ControlSocket::bind(&daemon.config.directory, &daemon.config.control)?;
+    let control = tokio::spawn(socket.serve(ControlHandler { commands: command_sender }));
+    let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
+    daemon.begin();
+    ready();
+    let mut lost = None;
+    while !daemon.stopping && lost.is_none() {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(completion) = completions.recv() => match completion {
+                Ok(input) => daemon.input(input),
+                Err(reason) => lost = Some(reason),
+            },
+            _ = ticks.tick() => daemon.tick(),
+            Some(command) = commands.recv() => daemon.command(command),
+            Some(event) = plain_events.recv() => daemon.plain_event(event),
+            Some(event) = mesh_events.recv(), if daemon.node.takes_entries() => daemon.mesh_event(event),
+            // Texts come last: frames and replies are on their way before the first is made.
+            () = daemon.show_due(), if !daemon.stale.is_empty() => daemon.show_stale(),
+            else => break,
+        }
+    }
+    info!("stopping");
+    control.abort();
+    daemon.stop().await;
+    match lost {
+        Some(reason) => Err(DaemonError::LogLost(reason)),
+        None => Ok(()),
+    }
+}
+
+fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::Signal, DaemonError> {
+    tokio::signal::unix::signal(kind).map_err(|source| DaemonError::Io { path: "signals".into(), source })
+}
+
+impl Daemon {
+    /// Feeds the node, carries out what it wants, and tells whoever watches.
+    fn input(&mut self, input: Input) {
+        let appended = matches!(input, Input::Appended).then(|| std::mem::take(&mut self.world.appending));
+        if let Some(entries) = &appended {
+            let own = |sealed: &&Arc<Sealed>| sealed.id().stream.origin == self.config.name;
+            stages::pass(Stage::Durable, entries.iter().filter(own).map(|sealed| sealed.id()));
+            stages::pass(Stage::Replicated, entries.iter().filter(|sealed| !own(sealed)).map(|sealed| sealed.id()));
+        }
+        let outputs = self.node.handle(self.clock.now(), input);
+        carry_out(&mut self.world, outputs);
+        if let Some(entries) = appended {
+            self.tell_watchers(&entries);
+        }
+        for event in std::mem::take(&mut self.world.events) {
+            self.event(event);
+        }
+        for peer in std::mem::take(&mut self.world.checkpoints_wanted) {
+            self.send_checkpoint(peer);
+        }
+        for (ticket, result) in std::mem::take(&mut self.world.replies) {
+            stages::pass(Stage::Replied, result.iter().map(|committed| &committed.entry));
+            if let Some(continuation) = self.continuations.remove(&ticket) {
+                continuation(self, result);
+            }
+        }
+    }
+
+    /// Submits a transaction; `then` is called with its outcome.
+    fn submit(
+        &mut self,
+        transaction: Transaction,
+        wait: Wait,
+        deadline_ms: u64,
+        then: impl FnOnce(&mut Daemon, Result<Committed, Refusal>) + Send + 'static,
+    ) {
+        self.tickets += 1;
+        self.continuations.insert(self.tickets, Box::new(then));
+        self.input(Input::Submit { ticket: self.tickets, transaction, wait, deadline_ms });
+    }
+
+    fn begin(&mut self) {
+        let names: Vec<FileName> = self.node.files().iter().map(|(name, _)| name.clone()).collect();
+        self.files_changed(names);
+        self.input(Input::Tick);
+        self.found_or_update_own_record();
+    }
+
+    fn tick(&mut self) {
+        self.input(Input::Tick);
+        let now_us = self.clock.now().monotonic_us;
+        if now_us < self.next_housekeeping_us {
+            return;
+        }
+        self.next_housekeeping_us = now_us + HOUSEKEEPING_US;
+        self.fetch_bundles();
+        self.sweep_uploads();
+        self.sweep_tokens();
+        self.renew_in_time();
+        self.continue_rotation();
+        self.watchers.retain(|(_, changes)| !changes.is_closed());
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::FilesChanged(names) => self.files_changed(names),
+            Event::Lifecycle(lifecycle) => {
+                info!(%lifecycle, "life cycle");
+                self.lifecycle_since_ms = wall_ms();
+                self.found_or_update_own_record();
+            }
+            Event::Alarm { name, text } => {
+                warn!(alarm = name, "{text}");
+                self.alarms_since_ms.insert(name, wall_ms());
+            }
+            Event::AlarmCleared { name } => {
+                info!(alarm = name, "cleared");
+                self.alarms_since_ms.remove(&name);
+            }
+        }
+    }
+
+    fn files_changed(&mut self, names: Vec<FileName>) {
+        let has = |wanted: &str| names.iter().any(|name| name.as_str() == wanted);
+        if has(file::SERVER) || has(file::REVOKED) {
+            self.update_mesh();
+        }
+        if has(file::BUNDLE) {
+            self.fetch_bundles();
+        }
+        self.stale.extend(names);
+    }
+
+    /// Resolves when texts may be made again, and not before everything else that is ready has had its turn.
+    fn show_due(&self) -> impl Future<Output = ()> + use<> {
+        let wait_us = self.next_show_us.saturating_sub(self.clock.now().monotonic_us);
+        async move {
+            match wait_us {
+                0 => tokio::task::yield_now().await,
+                _ => tokio::time::sleep(Duration::from_micros(wait_us)).await,
+            }
+        }
+    }
+
+    /// Brings the plain-file view up to date. A text costs time in proportion to its file, so under a flood of edits
+    /// texts are made less often: a twentieth of the time goes there at most.
+    fn show_stale(&mut self) {
+        let began_us = self.clock.now().monotonic_us;
+        for name in std::mem::take(&mut self.stale) {
+            let Some(held) = self.node.files().file(&name) else { continue };
+            let alarm = format!("plain file {name}");
+            if held.len() > SHOWN_RECORDS_MAX {
+                let text =
+                    format!("{name} has {} records, too many for the plain-file view; use p2pdb files", held.len());
+                self.raise_alarm(alarm, text);
+                continue;
+            }
+            self.plain.show(name, Arc::new(ShownFile::of(held)));
+        }
+        let cost_us = self.clock.now().monotonic_us - began_us;
+        self.next_show_us = began_us + SHOW_COST_FACTOR * cost_us;
+    }
+
+    fn raise_alarm(&mut self, name: String, text: String) {
+        if self.world.alarms.insert(name.clone(), text.clone()).is_none() {
+            warn!(alarm = name, "{text}");
+            self.alarms_since_ms.insert(name, wall_ms());
+        }
+    }
+
+    fn clear_alarm(&mut self, name: &str) {
+        if self.world.alarms.remove(name).is_some() {
+            info!(alarm = name, "cleared");
+            self.alarms_since_ms.remove(name);
+        }
+    }
+
+    fn tell_watchers(&mut self, entries: &[Arc<Sealed>]) {
+        if self.watchers.is_empty() {
+            return;
+        }
+        let readable_ns = monotonic_ns();
+        for sealed in entries {
+            let files: BTreeSet<&FileName> = sealed.entry().diffs.iter().map(|diff| &diff.file).collect();
+            for (wanted, changes) in &self.watchers {
+                if wanted.is_empty() || files.iter().any(|file| wanted.contains(*file)) {
+                    let files = files.iter().map(|file| (*file).clone()).collect();
+                    // A watcher that does not keep up misses changes; it can tell by the sequence numbers.
+                    let _ = changes.try_send(FileChange { entry: sealed.id().clone(), files, readable_ns });
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Control { peer, request, reply } => self.request(peer, request, reply),
+            Command::Watch { files, changes } => self.watchers.push((files, changes)),
+            Command::Admit(admit) => self.admit(admit),
+        }
+    }
+
+    fn plain_event(&mut self, event: PlainEvent) {
+        match event {
+            PlainEvent::Save { id, file, transaction } => self.saved(id, file, transaction),
+            PlainEvent::Alarm { name, text } => self.raise_alarm(name, text),
+            PlainEvent::AlarmCleared { name } => self.clear_alarm(&name),
+        }
+    }
+
+    fn saved(&mut self, id: SaveId, file: FileName, transaction: Transaction) {
+        self.submit(transaction, Wait::Local, OWN_TRANSACTION_MS, move |daemon, outcome| {
+            let held = daemon.node.files().file(&file);
+            let shown = Arc::new(held.map(ShownFile::of).unwrap_or_default());
+            daemon.plain.outcome(id, outcome.map(|committed| (committed, shown)));
+        });
+    }
+
+    // ---- links ----
+
+    fn mesh_event(&mut self, event: MeshEvent) {
+        match event {
+            MeshEvent::LinkUp { peer, address, version, .. } => {
+                info!(%peer, %address, version, "link up");
+                self.links.entry(peer.clone()).or_default().up(wall_ms());
+                self.clear_alarm(REMOVED_ALARM);
+                self.input(Input::LinkUp { peer });
+                self.fetch_bundles();
+            }
+            MeshEvent::LinkDown { peer, reason, .. } => {
+                info!(%peer, reason, "link down");
+                self.links.entry(peer.clone()).or_default().down(wall_ms(), &reason);
+                self.checkpoints.forget(&peer);
+                if let Some(sending) = self.checkpoints_out.remove(&peer) {
+                    sending.abort();
+                }
+                self.input(Input::LinkDown { peer });
+            }
+            MeshEvent::Refused { peer, address, reason } => {
+                debug!(?peer, %address, reason, "connection refused");
+                if reason == WE_ARE_REVOKED {
+                    let text = "this server has been removed from the group: the others refuse its certificate; \
+                                stop the daemon, or join anew in another directory";
+                    self.raise_alarm(REMOVED_ALARM.into(), text.into());
+                }
+                if let Some(peer) = peer {
+                    self.links.entry(peer).or_default().refused(&reason);
+                }
+            }
+            MeshEvent::Frame { peer, bytes, .. } => {
+                self.links.entry(peer.clone()).or_default().received(bytes.len());
+                match format::decode_message(&bytes) {
+                    Ok(message) => self.message(peer, message),
+                    Err(error) => {
+                        let reason = format!("it sent a frame that cannot be read: {error}");
+                        warn!(%peer, "{reason}");
+                        self.world.mesh.disconnect(&peer, &reason);
+                    }
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, peer: ServerName, message: Message) {
+        let now_us = self.clock.now().monotonic_us;
+        match message {
+            // What nobody asked for is not collected.
+            Message::CheckpointPart { .. } if !self.node.sync().wants_checkpoint_of(&peer) => {}
+            Message::CheckpointPart { digest, total, offset, bytes } => {
+                if let Some(encoded) = self.checkpoints.part(&peer, digest, total, offset, &bytes) {
+                    match format::decode_checkpoint(&encoded, self.ca.cluster()) {
+                        Ok(checkpoint) => {
+                            let checkpoint = Box::new(checkpoint);
+                            self.input(Input::CheckpointReceived { peer, checkpoint });
+                        }
+                        Err(error) => self.world.mesh.disconnect(&peer, &format!("its checkpoint: {error}")),
+                    }
+                }
+            }
+            Message::WantBundle { digest, offset } => {
+                let answer = match self.bundles.read(&digest, offset, PART_BYTES) {
+                    Ok((total, bytes)) => Message::BundlePart { digest, total, offset, bytes },
+                    Err(_) => Message::NoBundle { digest },
+                };
+                self.world.send_on(Channel::Bulk, &[peer], &answer);
+            }
+            Message::BundlePart { digest, total, offset, bytes } => {
+                match self.fetcher.part(&self.bundles, &peer, digest, (total, offset, &bytes), now_us) {
+                    Ok((next, stored)) => {
+                        if let Some(ask) = next {
+                            self.world.send_on(Channel::Bulk, &[peer], &ask);
+                        }
+                        if let Some(digest) = stored {
+                            info!(%digest, "bundle stored");
+                        }
+                    }
+                    Err(error) => error!("{error}"),
+                }
+            }
+            Message::NoBundle { digest } => self.fetcher.refused(&peer, digest),
+            Message::WantCertificate { request } => self.issue_for_peer(peer, &request),
+            Message::Certificate { result } => self.certificate_arrived(peer, result),
+            message => {
+                if let Message::Entries(entries) = &message {
+                    stages::pass(Stage::Received, entries.iter().map(|sealed| sealed.id()));
+                }
+                self.input(Input::Frame { peer, message });
+            }
+        }
+    }
+
+    /// One at a time to each peer, whatever it asks for.
+    fn send_checkpoint(&mut self, peer: ServerName) {
+        if self.checkpoints_out.get(&peer).is_some_and(|sending| !sending.is_finished()) {
+            return;
+        }
+        let receiver = peer.clone();
+        let checkpoint = self.node.checkpoint();
+        let cluster = self.ca.cluster();
+        let mesh = self.world.mesh.clone();
+        info!(%peer, "sending a checkpoint");
+        let sending = tokio::spawn(async move {
+            let encode = move || bytes::Bytes::from(format::encode_checkpoint(&checkpoint, cluster));
+            let Ok(encoded) = tokio::task::spawn_blocking(encode).await else { return };
+            for part in parts(&encoded) {
+                let frame = bytes::Bytes::from(format::encode_message(&part));
+                while let Err(error) = mesh.send(&peer, Channel::Bulk, frame.clone()) {
+                    if error != SendError::Full {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+        self.checkpoints_out.insert(receiver, sending);
+    }
+
+    fn fetch_bundles(&mut self) {
+        let mut named: BTreeMap<Digest, u64> = BTreeMap::new();
+        for record in self.node.files().records_of(file::BUNDLE) {
+            if let (Ok(size), Ok(digest)) = (record.field(1).parse(), record.field(2).parse()) {
+                named.insert(digest, size);
+            }
+        }
+        let peers = self.node.sync().names();
+        let now_us = self.clock.now().monotonic_us;
+        for (peer, ask) in self.fetcher.update(&self.bundles, &named, &peers, now_us) {
+            self.world.send_on(Channel::Bulk, &[peer], &ask);
+        }
+    }
+
+    async fn stop(mut self) {
+        let waiting: Vec<_> = std::mem::take(&mut self.continuations).into_values().collect();
+        for continuation in waiting {
+            continuation(&mut self, Err(Refusal::Stopping));
+        }
+        drop(self.plain);
+        self.world.close().await;
+    }
+}
+
+/// Hands requests of the control socket to the loop.
+#[derive(Clone)]
+struct ControlHandler {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Handler for ControlHandler {
+    async fn handle(&self, peer: Peer, request: Request) -> Response {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Control { peer, request, reply }).await;
+        match (sent, answer.await) {
+            (Ok(()), Ok(response)) => response,
+            _ => Response::Refused(Refusal::Stopping),
+        }
+    }
+
+    async fn watch(&self, _peer: Peer, request: Request, responses: Responses) -> Response {
+        let Request::Watch { files } = request else {
+            return Response::failed("this is not a watch request", "");
+        };
+        let (changes, mut watched) = mpsc::channel(4096);
+        if self.commands.send(Command::Watch { files: files.into_iter().collect(), changes }).await.is_err()
+            || responses.send(Response::Watching).await.is_err()
+        {
+            return Response::Stopping;
+        }
+        while let Some(change) = watched.recv().await {
+            if responses.send(Response::Change(change)).await.is_err() {
+                break;
+            }
+        }
+        Response::Stopping
+    }
+}

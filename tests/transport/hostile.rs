@@ -1,0 +1,164 @@
+//! Peers that do not belong here or misbehave: each costs its own connection, and the reason is reported.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use p2pdb::core::id::ClusterId;
+use p2pdb::edge::certificate::{Credentials, SERVER_VALIDITY_MS};
+use p2pdb::edge::frame::frame_header;
+use p2pdb::edge::hello::{Hello, encode_ready};
+use p2pdb::edge::tls::ALPN_MESH;
+use quinn::crypto::rustls::QuicClientConfig;
+
+use crate::support::*;
+
+#[derive(Debug)]
+struct BelieveAll;
+
+impl rustls::client::danger::ServerCertVerifier for BelieveAll {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        unreachable!()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        vec![rustls::SignatureScheme::ED25519]
+    }
+}
+
+fn careless_client(identity: Option<&Credentials>) -> QuicClientConfig {
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(BelieveAll));
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key_der().into()).unwrap()
+        }
+    };
+    config.alpn_protocols = vec![ALPN_MESH.to_vec()];
+    QuicClientConfig::try_from(config).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_do_not_belong_here_cost_only_their_connection() {
+    let cluster = Cluster::new();
+    let (mut a, b) = pair(&cluster).await;
+
+    let (_endpoint, anonymous) = dial(careless_client(None), &a).await;
+    assert!(close_reason(&anonymous).await.contains("the mesh needs a certificate"));
+    assert!(a.refused().await.contains("the mesh needs a certificate"));
+
+    let foreign = Cluster::new().credentials("b", now_ms());
+    let (_endpoint, stranger) = dial(careless_client(Some(&foreign)), &a).await;
+    close_reason(&stranger).await;
+    let reason = a.refused().await;
+    assert!(reason.contains("not signed by this cluster's CA"), "{reason}");
+
+    let expired = cluster.credentials("b", now_ms() - SERVER_VALIDITY_MS - 60_000);
+    let (_endpoint, late) = dial(careless_client(Some(&expired)), &a).await;
+    close_reason(&late).await;
+    let reason = a.refused().await;
+    assert!(reason.contains("expired"), "{reason}");
+
+    // The dialler's side: the server at that address is another one.
+    let b_elsewhere = BTreeMap::from([(name("b"), b.address()), (name("z"), b.address())]);
+    a.mesh.set_members(b_elsewhere);
+    let reason = a.refused().await;
+    assert!(reason.contains("the peer is 'b', not 'z'"), "{reason}");
+
+    assert_still_linked(a, b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_hellos_cost_only_their_connection() {
+    let cluster = Cluster::new();
+    let (mut a, b) = pair(&cluster).await;
+    let good = cluster.hello("x");
+    let framed = |hello: Hello| [&frame_header(&hello.encode())[..], &hello.encode()].concat();
+    let garbage = b"this is no hello at all".to_vec();
+    let cases = [
+        (framed(Hello { name: name("y"), ..good.clone() }), "'y' shows the certificate of 'x'"),
+        (framed(Hello { cluster: ClusterId([7; 16]), ..good.clone() }), "meets cluster"),
+        (framed(Hello { versions: (2, 3), ..good.clone() }), "protocol versions 2 to 3 meet 1 to 1"),
+        ([&frame_header(&garbage)[..], &garbage].concat(), "this is no hello of p2pdb"),
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "at most"),
+        ([&9u32.to_le_bytes()[..], &[0; 4], b"123456789"].concat(), "a frame with a wrong checksum"),
+    ];
+    for (bytes, expected) in cases {
+        let (_endpoint, connection) = cluster.raw("x", &a).await;
+        let (mut out, _input) = connection.open_bi().await.unwrap();
+        out.write_all(&bytes).await.unwrap();
+        let told = close_reason(&connection).await;
+        assert!(told.contains(expected), "{told}");
+        let reported = a.refused().await;
+        assert!(reported.contains(expected), "{reported}");
+    }
+    // One who shows our own name, with a certificate for it.
+    let (_endpoint, connection) = cluster.raw("a", &a).await;
+    let (mut out, _input) = connection.open_bi().await.unwrap();
+    out.write_all(&framed(cluster.hello("a"))).await.unwrap();
+    assert!(a.refused().await.contains("linked to itself"));
+    assert_still_linked(a, b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_frames_close_the_link_that_carried_them() {
+    let cluster = Cluster::new();
+    let (mut a, b) = pair(&cluster).await;
+    let oversize = (2u32 << 20).to_le_bytes();
+    let damaged = [&4u32.to_le_bytes()[..], &[1; 4], b"abcd"].concat();
+    for (bytes, expected) in [
+        ([&oversize[..], &[0; 4]].concat(), "a frame of 2097152 bytes; at most 1048576 are allowed"),
+        (damaged, "a frame with a wrong checksum"),
+    ] {
+        for live in [true, false] {
+            let (_endpoint, connection) = cluster.raw("x", &a).await;
+            let (mut live_out, mut live_in) = connection.open_bi().await.unwrap();
+            let hello = cluster.hello("x").encode();
+            live_out.write_all(&[&frame_header(&hello)[..], &hello].concat()).await.unwrap();
+            let mut header = [0; 8];
+            live_in.read_exact(&mut header).await.unwrap();
+            let ready = encode_ready(now_ms());
+            live_out.write_all(&[&frame_header(&ready)[..], &ready].concat()).await.unwrap();
+            let (mut bulk_out, _bulk_in) = connection.open_bi().await.unwrap();
+            bulk_out.write_all(&frame_header(b"")).await.unwrap();
+            a.up("x").await;
+            let good = [&frame_header(b"good")[..], b"good"].concat();
+            let out = if live { &mut live_out } else { &mut bulk_out };
+            out.write_all(&good).await.unwrap();
+            out.write_all(&bytes).await.unwrap();
+            assert_eq!(a.frame().await.2, "good");
+            let told = close_reason(&connection).await;
+            assert_eq!(told, expected);
+            assert_eq!(a.down("x").await, expected);
+        }
+    }
+    assert_still_linked(a, b).await;
+}
