@@ -160,6 +160,8 @@ pub struct Node {
     config: NodeConfig,
     certifier: Arc<dyn Certifier>,
     identity: Identity,
+    /// Whether an entry of this identity's run has been sealed.
+    run_is_open: bool,
     clock: HybridClock,
     files: Files,
     durable: Chains,
@@ -201,6 +203,7 @@ impl Node {
         let mut node = Self {
             certifier,
             identity,
+            run_is_open: false,
             clock,
             tip: durable.clone(),
             durable,
@@ -273,6 +276,7 @@ impl Node {
             }
             Input::Identity { certificate, key, run } => {
                 self.identity = Identity { certificate, key: SigningKey::from_bytes(&key), run };
+                self.run_is_open = false;
             }
         }
         self.commit(now, &mut out);
@@ -446,6 +450,7 @@ impl Node {
 
     fn seal(&mut self, now: Now, overlay: &Overlay, transaction: Transaction) -> Result<Sealed, Refusal> {
         let diffs = admit(&self.files, overlay, &transaction)?;
+        self.open_run();
         let volatile = diffs.iter().all(|diff| Schema::is_volatile(&diff.file));
         let lane = if volatile { Lane::Volatile } else { Lane::Audit };
         let stream = Stream { origin: self.config.me.clone(), run: self.identity.run, lane };
@@ -468,6 +473,15 @@ impl Node {
         let sealed = Sealed::new(entry, None);
         self.tip.advance(&sealed, self.identity.key.verifying_key().to_bytes());
         Ok(sealed)
+    }
+
+    /// Before its first entry, a run is made larger than any that this server is known to have had: a server that lost
+    /// its disk learns of those from its peers.
+    fn open_run(&mut self) {
+        if !self.run_is_open && self.config.flaw != Some(Flaw::ReuseSequence) {
+            self.identity.run = self.identity.run.max(self.tip.last_run(&self.config.me) + 1);
+        }
+        self.run_is_open = true;
     }
 
     fn last_hash_before(&self, stream: &Stream) -> Digest {
