@@ -121,8 +121,10 @@ impl Disk {
         true
     }
 
+    /// A new disk. The highest run is kept, and stands for the time that it takes to fit one: without it a clock that steps
+    /// back by just that much would begin a run anew, of which nobody who could be asked has heard.
     pub fn wipe(&mut self) {
-        let sync_us = self.sync_us;
-        *self = Self { sync_us, ..Self::default() };
+        let (sync_us, run) = (self.sync_us, self.run);
+        *self = Self { sync_us, run, ..Self::default() };
     }
 }

@@ -96,6 +96,8 @@ impl Plan {
         while liars.len() > (hosts - 1) / 2 {
             liars.remove(random.index(liars.len()));
         }
+        let leaver = (hosts > 3 && random.percent(15)).then(|| random.index(hosts - 1) + 1);
+        let joiner = (hosts > 3 && random.percent(20)).then_some(hosts - 1);
         let mut cluster = Cluster::new(settings);
         cluster.corrupt_permille = if random.percent(25) { 10 } else { 0 };
         Self {
@@ -105,8 +107,9 @@ impl Plan {
             faults_until_us: if heavy { 8 } else { random.between(8, 22) } * SECOND_US,
             fault_interval_us: random.between(200, 1_500) * MILLISECOND_US,
             liars,
-            leaver: (hosts > 3 && random.percent(15)).then(|| random.index(hosts - 1) + 1),
-            joiner: (hosts > 3 && random.percent(20)).then_some(hosts - 1),
+            // Who leaves might be the only one that knows who joins, so a run has one or the other.
+            leaver: leaver.filter(|_| joiner.is_none()),
+            joiner,
             sync_us,
         }
     }
@@ -362,6 +365,7 @@ impl Plan {
         let until_us = self.cluster.now_us + SETTLE_US;
         // What has just changed is noticed first.
         self.cluster.run_until(self.cluster.now_us + SECOND_US);
+        self.follow_members();
         while self.holds() && self.cluster.unsettled().is_some() && self.cluster.now_us < until_us {
             self.cluster.run_until(self.cluster.now_us + 250 * MILLISECOND_US);
         }
