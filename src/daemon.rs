@@ -159,6 +159,8 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
             Some(command) = commands.recv() => daemon.command(command),
             Some(event) = plain_events.recv() => daemon.plain_event(event),
             Some(event) = mesh_events.recv(), if daemon.node.takes_entries() => daemon.mesh_event(event),
+            // Who is ready goes into the same commit: one signature and one sync for all.
+            () = tokio::task::yield_now(), if daemon.node.wants_commit() => daemon.input(Input::Commit),
             // Texts come last: frames and replies are on their way before the first is made.
             () = daemon.show_due(), if !daemon.stale.is_empty() => daemon.show_stale(),
             else => break,
