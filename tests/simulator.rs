@@ -1,36 +1,86 @@
-//! Seeded runs of whole clusters.
+//! Seeded runs of whole clusters: the seeds that once found something, fresh ones, and the deliberate faults.
+//!
+//! `P2PDB_SEED=N` sets the first fresh seed, `P2PDB_RUNS=N` their number; without, the clock says where to
+//! begin and the test stops after a while. A failure prints how to repeat it.
 
-use p2pdb::sim::{Options, run};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use p2pdb::core::flaw::Flaw;
+use p2pdb::sim::{Options, Profile, Report, run, run_seed};
+
+/// In how many seeds a deliberate fault must be found.
+const FLAW_SEEDS: u64 = 60;
+const FRESH_TIME: Duration = Duration::from_secs(15);
+
+fn on_all_cores(first_seed: u64, runs: u64) -> Options {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Options { threads, ..Options::new(first_seed, runs) }
+}
+
+fn assert_kept(report: &Report) {
+    let failures: Vec<String> = report.failures.iter().map(ToString::to_string).collect();
+    assert!(failures.is_empty(), "{} of {} runs failed\n{}", failures.len(), report.runs, failures[0]);
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is '{text}', not a number")))
+}
 
 #[test]
-fn probe() {
-    let number =
-        |name: &str, otherwise: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise);
-    let mut options = Options::new(number("SEED", 1), number("RUNS", 20));
-    options.threads = 2;
-    let started = std::time::Instant::now();
-    let report = run(options);
-    if options.runs == 1 {
-        for failure in &report.failures {
-            println!("{failure}");
+fn seeds_that_once_failed_hold() {
+    for line in include_str!("seeds.txt").lines().filter(|line| !line.starts_with('#')) {
+        let seed = line.split_whitespace().next().expect("a line begins with a seed").parse().unwrap();
+        if let Some(failure) = run_seed(seed, Profile::default()).failure {
+            panic!("{failure}\nbefore, it found: {line}");
+        }
+    }
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "fresh seeds come from the clock, and the runs stop by it")]
+fn fresh_seeds_hold() {
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs();
+    let first_seed = number("P2PDB_SEED").unwrap_or_else(|| clock() * 10_000 % 1_000_000_000_000);
+    let started = Instant::now();
+    let mut total = Report::default();
+    if let Some(runs) = number("P2PDB_RUNS") {
+        total = run(on_all_cores(first_seed, runs));
+        assert_kept(&total);
+    } else {
+        while started.elapsed() < FRESH_TIME {
+            let report = run(on_all_cores(first_seed + total.runs, 20));
+            assert_kept(&report);
+            total.runs += report.runs;
+            total.steps += report.steps;
+            total.entries += report.entries;
+            total.simulated_us += report.simulated_us;
         }
     }
     println!(
-        "{} runs {} steps {} entries, {} s simulated in {:?}, {} failures",
-        report.runs,
-        report.steps,
-        report.entries,
-        report.simulated_us / 1_000_000,
-        started.elapsed(),
-        report.failures.len()
+        "{} runs from seed {first_seed}: {} s simulated, {} steps, {} entries in {:.1} s",
+        total.runs,
+        total.simulated_us / 1_000_000,
+        total.steps,
+        total.entries,
+        started.elapsed().as_secs_f64()
     );
-    for failure in report.failures.iter().take(25) {
-        println!(
-            "{} {} {} {}",
-            failure.seed,
-            failure.at_us,
-            failure.oracle,
-            failure.text.chars().take(260).collect::<String>()
-        );
+}
+
+#[test]
+fn every_deliberate_fault_is_found() {
+    for flaw in Flaw::ALL {
+        let report = run(Options { flaw: Some(flaw), stop_early: true, ..on_all_cores(1, FLAW_SEEDS) });
+        let failure = report.failures.first();
+        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} was not found in {FLAW_SEEDS} seeds"));
+        println!("{flaw:?}: seed {}, {}: {}", failure.seed, failure.oracle, failure.text);
     }
+}
+
+#[test]
+fn a_seed_is_a_run_whatever_the_threads_do() {
+    let options = |threads| Options { threads, ..Options::new(7_000, 6) };
+    assert_eq!(run(options(1)), run(options(3)));
+    let with_timeline = Profile { timeline: true, ..Profile::default() };
+    let (one, other) = (run_seed(7_001, Profile::default()), run_seed(7_001, with_timeline));
+    assert_eq!((one.steps, one.simulated_us, one.entries), (other.steps, other.simulated_us, other.entries));
 }

@@ -17,4 +17,21 @@ pub enum Flaw {
     DropConflict,
     /// Entries are taken without a look at their signatures (breaks P7).
     SkipVerify,
+    /// What is received is acknowledged before it is on disk (breaks P1).
+    AcknowledgeEarly,
+    /// A base that is named before its entry has arrived is not remembered (breaks P2 and P3).
+    ForgetEarly,
+}
+
+impl Flaw {
+    pub const ALL: [Flaw; 8] = [
+        Flaw::SkipSync,
+        Flaw::ApplyBeforeAppend,
+        Flaw::ReuseSequence,
+        Flaw::DropTombstone,
+        Flaw::DropConflict,
+        Flaw::SkipVerify,
+        Flaw::AcknowledgeEarly,
+        Flaw::ForgetEarly,
+    ];
 }

@@ -276,6 +276,15 @@ impl Files {
         }
     }
 
+    /// Forgets what was announced: another deliberate fault.
+    pub fn forget_early(&mut self, written: &mut [Written]) {
+        for Written { file, key, register } in written {
+            if let Some(held) = self.files.get_mut(file) {
+                *register = held.update(key, |register| register.early.clear()).clone();
+            }
+        }
+    }
+
     /// Merges a whole state. Returns the registers that it changed.
     pub fn merge(&mut self, other: &Files) -> Vec<Written> {
         let mut written = Vec::new();

@@ -504,6 +504,7 @@ impl Node {
             match self.config.flaw {
                 Some(Flaw::DropTombstone) => self.files.forget_deletions(&changed),
                 Some(Flaw::DropConflict) => self.files.forget_conflicts(&mut changed),
+                Some(Flaw::ForgetEarly) => self.files.forget_early(&mut changed),
                 _ => {}
             }
             written.append(&mut changed);
@@ -653,6 +654,10 @@ impl Node {
                 commit.bytes += entries.iter().map(|sealed| sealed.entry().weight_bytes()).sum::<usize>();
                 commit.sources.push((peer.clone(), stream.clone(), head.seq));
                 self.sync.received(&peer, &stream, head.seq);
+                if self.config.flaw == Some(Flaw::AcknowledgeEarly) {
+                    let acks = vec![(stream.clone(), head.seq)];
+                    out.push(Output::Send { peers: vec![peer], message: Message::Ack(acks) });
+                }
                 self.tip.set(stream, Some(head));
                 commit.entries.extend(entries);
             }

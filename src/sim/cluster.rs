@@ -28,7 +28,7 @@ use crate::format::decode_message;
 use crate::ports::{LogRead, carry_out};
 
 /// Events that a timeline holds before the oldest are dropped.
-const TIMELINE_EVENTS: usize = 100_000;
+const TIMELINE_EVENTS: usize = 120;
 /// How often a journal that had no room looks again.
 const ROOM_LOOK_US: u64 = 300 * MILLISECOND_US;
 
@@ -474,12 +474,12 @@ impl Cluster {
 
     fn checkpoint_done(&mut self, host: usize, bytes: Option<Vec<u8>>, seen: &Vector) {
         let one = &mut self.hosts[host];
+        one.checkpoints_writing -= 1;
         let Some(bytes) = bytes else {
             self.note(host, || "checkpoint failed: no room".to_owned());
             self.plan(ROOM_LOOK_US, Event::RoomLook { host, life: self.hosts[host].life });
             return self.feed(host, Input::CheckpointFailed);
         };
-        one.disk.sync();
         let floor = one.journal.checkpoint_stored(&mut one.disk, bytes, seen);
         for (stream, seq) in seen.iter() {
             self.oracle.witness(host).promised.raise(stream, seq);

@@ -12,7 +12,7 @@
 
 use super::random::Random;
 use crate::core::id::ClusterId;
-use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, encode_segment_header};
+use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, encode_segment_header, scan_frames};
 
 /// One file of the log.
 #[derive(Debug, Clone)]
@@ -88,6 +88,21 @@ impl Disk {
         last.bytes.truncate(last.bytes.len() - lost);
         self.sync();
         lost > 0
+    }
+
+    /// Loses the last entries that it had said were synced.
+    pub fn lose_entries(&mut self, mut entries: usize) {
+        while let Some(last) = self.segments.last_mut() {
+            let frames = scan_frames(&last.bytes, SEGMENT_HEADER_BYTES).frames;
+            let kept = frames.len().saturating_sub(entries);
+            last.bytes.truncate(frames.get(kept).map_or(last.bytes.len(), |frame| frame.offset));
+            entries -= frames.len() - kept;
+            if entries == 0 {
+                break;
+            }
+            self.segments.pop();
+        }
+        self.sync();
     }
 
     /// Returns whether there was a bit to flip.

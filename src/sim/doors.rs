@@ -56,7 +56,8 @@ impl Journal for Desk<'_> {
     }
 
     fn store_checkpoint(&mut self, checkpoint: Checkpoint) {
-        let host = &self.cluster.hosts[self.host];
+        let host = &mut self.cluster.hosts[self.host];
+        host.checkpoints_writing += 1;
         let bytes = (!host.disk.full).then(|| host.journal.encode(&checkpoint));
         let seen = Box::new(checkpoint.files.seen().clone());
         let host = self.host;

@@ -176,6 +176,9 @@ impl Plan {
     }
 
     fn fault(&mut self) {
+        if let Some(&host) = self.cluster.random.pick(&self.cluster.running()) {
+            self.cluster.check_model(host);
+        }
         let running = self.cluster.running();
         let hosts = self.cluster.hosts.len();
         let Some(&host) = self.cluster.random.pick(&running) else { return };
@@ -357,6 +360,8 @@ impl Plan {
     /// Waits until all hosts agree and nothing is left to say.
     fn settle(&mut self) {
         let until_us = self.cluster.now_us + SETTLE_US;
+        // What has just changed is noticed first.
+        self.cluster.run_until(self.cluster.now_us + SECOND_US);
         while self.holds() && self.cluster.unsettled().is_some() && self.cluster.now_us < until_us {
             self.cluster.run_until(self.cluster.now_us + 250 * MILLISECOND_US);
         }

@@ -32,6 +32,8 @@ pub struct Host {
     pub journal: Journal,
     /// Counts the starts of the daemon.
     pub life: u32,
+    /// Checkpoints that are on their way to the disk.
+    pub checkpoints_writing: usize,
     /// When the disk has done what it was asked for last.
     pub disk_busy_us: u64,
     /// Until when the daemon is stopped by a signal.
@@ -62,6 +64,7 @@ impl Host {
             node: None,
             journal: Journal::default(),
             life: 0,
+            checkpoints_writing: 0,
             disk_busy_us: 0,
             frozen_until_us: 0,
             removed: false,
@@ -103,6 +106,7 @@ impl Host {
         let identity = Identity { certificate: self.certificate.clone(), key: self.key.clone(), run };
         self.journal = journal;
         self.life += 1;
+        self.checkpoints_writing = 0;
         self.disk_busy_us = now_us;
         self.node = Some(Node::new(config.clone(), certifier, identity, recovered));
         Started { run, put_aside, view }

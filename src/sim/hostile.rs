@@ -58,7 +58,7 @@ impl Cluster {
     /// Lets `from` attack `victim` over their link, and checks that the victim broke the link and took nothing.
     /// Returns whether the attack could be made at this moment.
     pub fn attack(&mut self, attack: Attack, from: usize, victim: usize) -> bool {
-        let idle = !self.hosts[victim].journal.is_writing();
+        let idle = !self.hosts[victim].journal.is_writing() && self.hosts[victim].checkpoints_writing == 0;
         let takes = self.node(victim).is_some_and(|node| node.has_room() && node.takes_entries());
         let frozen = self.hosts[victim].frozen_until_us > self.now_us;
         if !idle || !takes || frozen || !self.network.is_linked(from, victim) {

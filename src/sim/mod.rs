@@ -21,6 +21,7 @@ mod model;
 mod network;
 mod oracle;
 mod random;
+pub mod scenario;
 mod time;
 mod view;
 mod workload;

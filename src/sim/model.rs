@@ -33,8 +33,16 @@ pub fn leaves<'a>(entries: impl Iterator<Item = &'a Arc<Sealed>>) -> BTreeMap<(&
     writes
 }
 
+/// How files differ from what their entries make.
+pub enum Difference {
+    /// Another value of a record, or another text.
+    Value(String),
+    /// The right value, and not the conflicts that there are.
+    Conflicts(String),
+}
+
 /// Compares files with what the entries that they are made of should make. Returns the first difference.
-pub fn difference<'a>(files: &Files, entries: impl Iterator<Item = &'a Arc<Sealed>>) -> Option<String> {
+pub fn difference<'a>(files: &Files, entries: impl Iterator<Item = &'a Arc<Sealed>>) -> Option<Difference> {
     let expected = leaves(entries);
     let mut registers = 0;
     for (name, file) in files.iter() {
@@ -44,20 +52,23 @@ pub fn difference<'a>(files: &Files, entries: impl Iterator<Item = &'a Arc<Seale
             let held: Vec<_> = register.leaves.iter().map(|leaf| (leaf.version.clone(), leaf.value.as_ref())).collect();
             let wanted = expected.get(&(name, key));
             if wanted != Some(&held) {
-                return Some(format!("{name} '{key}' holds {held:?}, its entries make {wanted:?}"));
+                let text = format!("{name} '{key}' holds {held:?}, its entries make {wanted:?}");
+                let value_fits = wanted.is_some_and(|wanted| wanted.first() == held.first());
+                return Some(if value_fits { Difference::Conflicts(text) } else { Difference::Value(text) });
             }
             if let Some((_, Some(record))) = held.first() {
                 text.push_str(&format!("{record}\n"));
             }
             let lost = held.iter().filter(|(_, value)| *value != held[0].1).count();
             if lost != register.conflicts().count() {
-                return Some(format!("{name} '{key}' has {lost} losing edits, not so many conflicts"));
+                let text = format!("{name} '{key}' has {lost} losing edits, not so many conflicts");
+                return Some(Difference::Conflicts(text));
             }
         }
         if text != file.text() {
-            return Some(format!("{name} reads {:?}, its entries make {text:?}", file.text()));
+            return Some(Difference::Value(format!("{name} reads {:?}, its entries make {text:?}", file.text())));
         }
     }
     let missing = expected.len() - registers;
-    (missing > 0).then(|| format!("{missing} records that its entries make are not there"))
+    (missing > 0).then(|| Difference::Value(format!("{missing} records that its entries make are not there")))
 }

@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::model;
+use super::model::{self, Difference};
 use crate::core::entry::Sealed;
 use crate::core::id::{Digest, EntryId, Stream};
 use crate::core::io::{Committed, Wait};
@@ -189,9 +189,12 @@ impl Oracle {
         let difference = model::difference(files, held.into_iter());
         if counted != existing {
             self.report("P1 undurable read", || format!("{name} holds {counted} entries, of which {existing} exist"));
-        } else if let Some(difference) = difference {
-            let oracle = if difference.contains("losing") { "P3 conflicts" } else { "P2 replicas" };
-            self.report(oracle, || format!("{name}: {difference}"));
+            return;
+        }
+        match difference {
+            Some(Difference::Value(text)) => self.report("P2 replicas", || format!("{name}: {text}")),
+            Some(Difference::Conflicts(text)) => self.report("P3 conflicts", || format!("{name}: {text}")),
+            None => {}
         }
     }
 
