@@ -259,3 +259,95 @@ pub fn follow(head: Option<Head>, sealed: &Sealed, certifier: &dyn Certifier) ->
     };
     Ok(Head { seq: entry.id.seq, hash: sealed.hash(), time: entry.time, public_key })
 }
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+    use crate::core::diff::{Change, Diff};
+    use crate::core::entry::Entry;
+    use crate::core::id::{FileName, Lane};
+    use crate::core::priority::Class;
+    use crate::core::record::Record;
+
+    const CLUSTER: ClusterId = ClusterId([1; 16]);
+
+    /// Takes a certificate for the key itself, of S1.
+    struct Trusting;
+
+    impl Certifier for Trusting {
+        fn certified(&self, certificate: &[u8]) -> Result<(ServerName, [u8; 32]), String> {
+            Ok((ServerName::new("S1").unwrap(), certificate.try_into().unwrap()))
+        }
+    }
+
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[3; 32])
+    }
+
+    fn sealed(seq: u64, previous: Digest, value: &str, signed: bool) -> Arc<Sealed> {
+        let stream = Stream { origin: ServerName::new("S1").unwrap(), run: 1, lane: Lane::Audit };
+        let entry = Entry {
+            id: EntryId { stream, seq },
+            time: Timestamp(seq),
+            class: Class::Transmission,
+            author: String::new(),
+            reason: String::new(),
+            previous,
+            certificate: (seq == 1).then(|| key().verifying_key().to_bytes().as_slice().into()),
+            diffs: vec![Diff {
+                file: FileName::new("Notes").unwrap(),
+                key: "a".into(),
+                change: Change::Add(Record::of(["a", value])),
+                bases: Vec::new(),
+            }],
+        };
+        let mut sealed = Sealed::new(entry, None);
+        if signed {
+            sealed.sign(CLUSTER, &key());
+        }
+        Arc::new(sealed)
+    }
+
+    fn admit(chains: &Chains, entries: &[Arc<Sealed>]) -> Result<Option<Admitted>, ChainError> {
+        chains.admit(CLUSTER, &Trusting, entries)
+    }
+
+    #[test]
+    fn an_entry_under_a_taken_number_is_a_fork_only_if_its_origin_signed_it() {
+        let first = sealed(1, Digest::ZERO, "1", true);
+        let head = admit(&Chains::default(), std::slice::from_ref(&first)).unwrap().unwrap().head;
+        let chains = Chains::new([(first.id().stream.clone(), head)].into());
+        assert!(matches!(admit(&chains, &[sealed(1, Digest::ZERO, "2", true)]), Err(ChainError::Fork(_))));
+        let unsigned = admit(&chains, &[sealed(1, Digest::ZERO, "2", false)]);
+        assert!(matches!(unsigned, Err(ChainError::Entry(_, EntryError::Signature))));
+        assert!(admit(&chains, &[first]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_wrong_signature_before_the_last_one_is_not_kept() {
+        let first = Sealed::clone(&sealed(1, Digest::ZERO, "1", false));
+        let first = Arc::new(Sealed::new(first.entry().clone(), Some([9; 64])));
+        let second = sealed(2, first.hash(), "2", true);
+        let admitted = admit(&Chains::default(), &[first.clone(), second]).unwrap().unwrap();
+        assert_eq!(admitted.head.seq, 2);
+        assert!(admitted.entries[0].signature().is_none() && admitted.entries[1].signature().is_some());
+        assert!(matches!(admit(&Chains::default(), &[first]), Err(ChainError::Entry(_, EntryError::Signature))));
+    }
+
+    #[test]
+    fn signatures_that_keep_groups_small_are_kept() {
+        let long = "x".repeat(GROUP_BYTES / 2);
+        let mut previous = Digest::ZERO;
+        let entries: Vec<_> = (1..=6)
+            .map(|seq| {
+                let entry = sealed(seq, previous, &long, true);
+                previous = entry.hash();
+                entry
+            })
+            .collect();
+        let admitted = admit(&Chains::default(), &entries).unwrap().unwrap();
+        assert!(admitted.entries.iter().all(|entry| entry.signature().is_some()));
+    }
+}

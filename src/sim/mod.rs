@@ -1,7 +1,7 @@
 //! The simulator: the real node of a whole cluster on a simulated world, from one seed.
 //!
-//! `network`, `disk`, `journal`, `view` and `time` are the world; `host` puts a node into it and `cluster` lets
-//! time pass. `faults` makes up a run from a seed, `workload` and `hostile` act in it, `scenario` plays one from a
+//! `network`, `disk`, `journal`, `view` and `time` are the world; `host` puts a node into it, `cluster` and
+//! `course` let time pass. `faults` makes up a run from a seed, `workload` and `hostile` act in it, `scenario` plays one from a
 //! text. `oracle`, `model` and `checks` say what is right, and share no code with what they judge. The harness is
 //! itself proven: each deliberate bug of `core::flaw` must be caught.
 //!
@@ -11,6 +11,7 @@ mod campaign;
 mod certifier;
 mod checks;
 mod cluster;
+mod course;
 mod disk;
 mod doors;
 mod faults;
