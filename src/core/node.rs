@@ -281,7 +281,7 @@ impl Node {
 
     /// Whether an `Input::Commit` would write something.
     pub fn wants_commit(&self) -> bool {
-        self.writing.is_none() && self.has_room && !self.queue.is_empty()
+        self.writing.is_none() && self.has_room && (self.incoming.is_some() || !self.queue.is_empty())
     }
 
     pub fn name(&self) -> &ServerName {
