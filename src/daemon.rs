@@ -120,6 +120,7 @@ pub struct Daemon {
     links: BTreeMap<ServerName, status::LinkHistory>,
     rotation: Option<membership::Rotation>,
     next_renewal_us: u64,
+    early_joins: Vec<membership::EarlyJoin>,
     alarms_since_ms: BTreeMap<String, u64>,
     lifecycle_since_ms: u64,
     next_housekeeping_us: u64,
@@ -229,6 +230,7 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.input(Input::Tick);
+        self.admit_early_joins();
         let now_us = self.clock.now().monotonic_us;
         if now_us < self.next_housekeeping_us {
             return;
