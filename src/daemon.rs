@@ -216,6 +216,9 @@ impl Daemon {
         deadline_ms: u64,
         then: impl FnOnce(&mut Daemon, Result<Committed, Refusal>) + Send + 'static,
     ) {
+        if self.world.alarms.contains_key(REMOVED_ALARM) {
+            return then(self, Err(Refusal::Removed));
+        }
         self.tickets += 1;
         self.continuations.insert(self.tickets, Box::new(then));
         self.input(Input::Submit { ticket: self.tickets, transaction, wait, deadline_ms });
@@ -381,7 +384,7 @@ impl Daemon {
             }
             MeshEvent::Refused { peer, address, reason } => {
                 debug!(?peer, %address, reason, "connection refused");
-                if reason == WE_ARE_REVOKED {
+                if reason == WE_ARE_REVOKED && self.world.mesh.links().is_empty() {
                     let text = "this server has been removed from the group: the others refuse its certificate; \
                                 stop the daemon, or join anew in another directory";
                     self.raise_alarm(REMOVED_ALARM.into(), text.into());

@@ -80,6 +80,8 @@ pub enum Refusal {
     ClockOff(i64),
     #[error("too many transactions are waiting; try again")]
     Busy,
+    #[error("this server has been removed from the group: nobody would get the edit")]
+    Removed,
     #[error("the daemon is stopping")]
     Stopping,
 }

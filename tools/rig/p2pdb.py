@@ -98,7 +98,7 @@ class Cluster:
     def operating(self, member: Member) -> bool:
         argv = [self._binary, "status", "--dir", str(member.directory), "--json"]
         answer = self._processes.answer(argv, server=member.server)
-        return answer is not None and json.loads(answer)["lifecycle"] == "Operating"
+        return answer is not None and json.loads(answer)["lifecycle"] == "operating"
 
     def sent(self) -> tuple[int, int]:
         """Messages and bytes that all members have sent to each other since they started."""
@@ -184,18 +184,21 @@ def measure(bench: Bench) -> None:
 
 
 def _measure_edits(bench: Bench, cluster: Cluster) -> None:
+    """First alone, then with a watcher on each other server, which costs processor time of its own."""
     first, *others = cluster.members
     count = bench.options.samples_per_round()
-    outputs = [bench.work / f"watch-{member.name}" for member in others]
-    watchers = [cluster.start_watch(member, output) for member, output in zip(others, outputs, strict=True)]
-    cluster.edit(first, count=10, interval_ms=bench.options.interval_ms)
+    interval_ms = bench.options.interval_ms
+    cluster.edit(first, count=10, interval_ms=interval_ms)
     for label, durable, wait in ((API, "on all six", "all"), (LOCAL, "on one", "local")):
         bench.progress.phase(label)
-        edits = cluster.edit(first, count=count, interval_ms=bench.options.interval_ms, wait=wait)
+        edits = cluster.edit(first, count=count, interval_ms=interval_ms, wait=wait)
         bench.results.latency("p2pdb", label, durable).samples += [edit.stamps() for edit in edits]
-        if wait == "all":
-            watched = bench.results.latency("p2pdb", WATCHED, "on all six")
-            _add_watched(bench, watched, edits, outputs)
+    bench.progress.phase(WATCHED)
+    outputs = [bench.work / f"watch-{member.name}" for member in others]
+    watchers = [cluster.start_watch(member, output) for member, output in zip(others, outputs, strict=True)]
+    cluster.edit(first, count=10, interval_ms=interval_ms)
+    edits = cluster.edit(first, count=count, interval_ms=interval_ms, wait="all")
+    _add_watched(bench, bench.results.latency("p2pdb", WATCHED, "on all six"), edits, outputs)
     for watcher in watchers:
         bench.processes.stop(watcher)
 
