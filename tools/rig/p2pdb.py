@@ -25,6 +25,7 @@ PORT = 7700
 API = "p2pdb, edit → on six disks and readable"
 WATCHED = "p2pdb, edit → five watchers"
 LOCAL = "p2pdb, edit → own disk"
+SAVED_FILE = "Notes"
 PLAIN = "p2pdb, plain-file save → five plain files"
 FILE = "Bench"
 EDIT_BYTES = 200  # as in native/common.h
@@ -222,7 +223,11 @@ def _measure_saves(bench: Bench, cluster: Cluster) -> None:
     series = bench.results.latency("p2pdb", PLAIN, "on all six")
     folders = [member.files for member in cluster.members]
     try:
-        files.measure_saves(bench, series, folders, bench.options.samples_per_round(), file=FILE, gap_ms=20)
+        # A file of its own, as small as management files are: what the flood before has filled is not what people edit.
+        first = cluster.members[0]
+        cluster.call(first, "files", "add", SAVED_FILE, "first, line", "--wait", "all", "--dir", str(first.directory))
+        bench.processes.wait_until("p2pdb: the file to be saved", lambda: all((f / SAVED_FILE).exists() for f in folders), 30)
+        files.measure_saves(bench, series, folders, bench.options.samples_per_round(), file=SAVED_FILE, gap_ms=20)
     except RigError as why:
         bench.skip(PLAIN, str(why))
 
