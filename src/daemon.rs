@@ -120,6 +120,7 @@ pub struct Daemon {
     links: BTreeMap<ServerName, status::LinkHistory>,
     rotation: Option<membership::Rotation>,
     next_renewal_us: u64,
+    early_joins: Vec<membership::EarlyJoin>,
     alarms_since_ms: BTreeMap<String, u64>,
     lifecycle_since_ms: u64,
     next_housekeeping_us: u64,
@@ -159,6 +160,8 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
             Some(command) = commands.recv() => daemon.command(command),
             Some(event) = plain_events.recv() => daemon.plain_event(event),
             Some(event) = mesh_events.recv(), if daemon.node.takes_entries() => daemon.mesh_event(event),
+            // Who is ready goes into the same commit: one signature and one sync for all.
+            () = tokio::task::yield_now(), if daemon.node.wants_commit() => daemon.input(Input::Commit),
             // Texts come last: frames and replies are on their way before the first is made.
             () = daemon.show_due(), if !daemon.stale.is_empty() => daemon.show_stale(),
             else => break,
@@ -213,6 +216,9 @@ impl Daemon {
         deadline_ms: u64,
         then: impl FnOnce(&mut Daemon, Result<Committed, Refusal>) + Send + 'static,
     ) {
+        if self.world.alarms.contains_key(REMOVED_ALARM) {
+            return then(self, Err(Refusal::Removed));
+        }
         self.tickets += 1;
         self.continuations.insert(self.tickets, Box::new(then));
         self.input(Input::Submit { ticket: self.tickets, transaction, wait, deadline_ms });
@@ -227,6 +233,7 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.input(Input::Tick);
+        self.admit_early_joins();
         let now_us = self.clock.now().monotonic_us;
         if now_us < self.next_housekeeping_us {
             return;
@@ -377,7 +384,7 @@ impl Daemon {
             }
             MeshEvent::Refused { peer, address, reason } => {
                 debug!(?peer, %address, reason, "connection refused");
-                if reason == WE_ARE_REVOKED {
+                if reason == WE_ARE_REVOKED && self.world.mesh.links().is_empty() {
                     let text = "this server has been removed from the group: the others refuse its certificate; \
                                 stop the daemon, or join anew in another directory";
                     self.raise_alarm(REMOVED_ALARM.into(), text.into());

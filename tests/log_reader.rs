@@ -1,4 +1,6 @@
 //! Reading logs beside a writer, damaged ones, and those of others; and what opening and reading cost.
+
+#![allow(clippy::disallowed_methods)] // tests live in real time
 #![cfg(feature = "daemon")]
 
 mod common;

@@ -32,6 +32,8 @@ pub fn run(args: DaemonArgs) -> Outcome {
     } else {
         log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
     }
+    // The log, the bundles and the files are the group's own business.
+    rustix::process::umask(rustix::fs::Mode::RWXO | rustix::fs::Mode::WGRP);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -63,7 +63,10 @@ fn ask_to_join(peer: SocketAddr, token: &Token, identity: &Identity) -> Result<J
             JoinError::Unreachable { .. } => {
                 "is its daemon running, and does its firewall let UDP through to that port?"
             }
-            JoinError::Refused { .. } => "a token is for one server and one time; make another with: p2pdb token",
+            JoinError::Refused { reason, .. } if reason.contains("token") => {
+                "a token is for one server and one time; make another with: p2pdb token"
+            }
+            JoinError::Refused { .. } => "nothing has changed, and the token is still good",
             JoinError::Answer { .. } | JoinError::Local(_) => "nothing has changed here; try again",
         };
         failed(error.to_string(), hint)

@@ -20,6 +20,7 @@ mod output;
 mod paper;
 mod remove;
 mod replay;
+mod simulate;
 mod status;
 mod time;
 mod token;
@@ -109,6 +110,8 @@ enum Command {
     Dump(dump::DumpArgs),
     /// Show the files as they were, from the log
     Replay(replay::ReplayArgs),
+    /// Plays a scenario, or many runs with faults, on a simulated group
+    Simulate(simulate::SimulateArgs),
     /// Prove that a log is whole and genuine
     Verify(verify::VerifyArgs),
     /// Measure
@@ -159,6 +162,7 @@ impl Command {
             Command::Remove(args) => remove::run(args, session),
             Command::Dump(args) => dump::run(args, session),
             Command::Replay(args) => replay::run(args, session),
+            Command::Simulate(args) => simulate::run(args, session),
             Command::Verify(args) => verify::run(args, session),
             Command::Bench(command) => bench::run(command, session),
             Command::Util(command) => manual::run(command, Arguments::command()),

@@ -80,6 +80,8 @@ pub enum Refusal {
     ClockOff(i64),
     #[error("too many transactions are waiting; try again")]
     Busy,
+    #[error("this server has been removed from the group: nobody would get the edit")]
+    Removed,
     #[error("the daemon is stopping")]
     Stopping,
 }
@@ -100,6 +102,9 @@ pub struct Committed {
 pub enum Input {
     /// Time has passed; expected every `TICK_MS` or so.
     Tick,
+    /// Everything that was there to be handled has been: what waits may be written now. One commit takes all that waits,
+    /// so this comes after the inputs that are ready together, not after each; when `Node::wants_commit` says so.
+    Commit,
     Submit {
         ticket: Ticket,
         transaction: Transaction,

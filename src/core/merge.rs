@@ -105,18 +105,25 @@ impl Register {
         if self.leaves.is_empty() {
             return Digest::ZERO;
         }
-        let mut hasher = blake3::Hasher::new();
-        let mut text = |text: &str| {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
+        // Canonical and small: lengths in front of texts, numbers little-endian, a deletion as a record without fields.
+        let mut canonical = Vec::with_capacity(256);
+        let text = |text: &str, canonical: &mut Vec<u8>| {
+            canonical.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            canonical.extend_from_slice(text.as_bytes());
         };
-        text(key);
-        for leaf in &self.leaves {
-            text(&leaf.version.entry.to_string());
-            text(&leaf.version.time.0.to_string());
-            text(leaf.value.as_ref().map(Record::to_string).as_deref().unwrap_or(""));
+        text(key, &mut canonical);
+        for Leaf { version, value } in &self.leaves {
+            let stream = &version.entry.stream;
+            text(stream.origin.as_str(), &mut canonical);
+            canonical.extend_from_slice(&stream.run.to_le_bytes());
+            canonical.push(stream.lane as u8);
+            canonical.extend_from_slice(&version.entry.seq.to_le_bytes());
+            canonical.extend_from_slice(&version.time.0.to_le_bytes());
+            let fields = value.as_ref().map_or(&[][..], Record::fields);
+            canonical.extend_from_slice(&(fields.len() as u64).to_le_bytes());
+            fields.iter().for_each(|field| text(field, &mut canonical));
         }
-        Digest(*hasher.finalize().as_bytes())
+        Digest(*blake3::hash(&canonical).as_bytes())
     }
 }
 

@@ -243,6 +243,7 @@ impl Node {
         self.watch_clock(now, &mut out);
         match input {
             Input::Tick => self.tick(now, &mut out),
+            Input::Commit => self.commit(now, &mut out),
             Input::Submit { ticket, transaction, wait, deadline_ms } => {
                 let deadline_us = now.monotonic_us.saturating_add(deadline_ms.saturating_mul(1000));
                 self.submit(now, ticket, transaction, wait, deadline_us, &mut out);
@@ -279,8 +280,12 @@ impl Node {
                 self.run_is_open = false;
             }
         }
-        self.commit(now, &mut out);
         out
+    }
+
+    /// Whether an `Input::Commit` would write something.
+    pub fn wants_commit(&self) -> bool {
+        self.writing.is_none() && self.has_room && (self.incoming.is_some() || !self.queue.is_empty())
     }
 
     pub fn name(&self) -> &ServerName {

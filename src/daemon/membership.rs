@@ -34,6 +34,8 @@ pub const FOUNDING_FILE: &str = "founding";
 const RUN_FILE: &str = "run";
 /// How long linked servers may take to make a certificate.
 const ROTATION_PATIENCE_US: u64 = 5_000_000;
+/// How long a server that joins waits for this one to be ready; less than its answer may take.
+const EARLY_JOIN_PATIENCE_US: u64 = 4_000_000;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// A certificate with less than this to go is renewed.
 const RENEW_BEFORE_MS: u64 = 60 * DAY_MS;
@@ -47,6 +49,12 @@ const CERTIFICATE_ALARM: &str = "certificate";
 pub(super) struct AdmitCommand {
     pub request: JoinRequest,
     pub reply: oneshot::Sender<Result<JoinGrant, String>>,
+}
+
+/// A server that asks to join before this one is ready.
+pub(super) struct EarlyJoin {
+    command: AdmitCommand,
+    deadline_us: u64,
 }
 
 /// A certificate that linked servers have been asked for.
@@ -142,7 +150,26 @@ impl Daemon {
         self.world.mesh.set_members(members);
     }
 
-    pub(super) fn admit(&mut self, AdmitCommand { request, reply }: AdmitCommand) {
+    pub(super) fn admit(&mut self, command: AdmitCommand) {
+        if self.node.lifecycle() >= Lifecycle::Ready {
+            return self.admit_now(command);
+        }
+        // Whoever starts a daemon and lets the next server join at once is not to fail for being quick.
+        let deadline_us = self.clock.now().monotonic_us + EARLY_JOIN_PATIENCE_US;
+        self.early_joins.push(EarlyJoin { command, deadline_us });
+    }
+
+    /// Admits those who came before this server was ready; too late, they are refused like everybody.
+    pub(super) fn admit_early_joins(&mut self) {
+        let now_us = self.clock.now().monotonic_us;
+        let ready = self.node.lifecycle() >= Lifecycle::Ready;
+        let (due, waiting): (Vec<_>, Vec<_>) =
+            self.early_joins.drain(..).partition(|join| ready || now_us >= join.deadline_us);
+        self.early_joins = waiting;
+        due.into_iter().for_each(|join| self.admit_now(join.command));
+    }
+
+    fn admit_now(&mut self, AdmitCommand { request, reply }: AdmitCommand) {
         let files = self.node.files();
         let name = &request.name;
         let listen = request.listen.to_string();

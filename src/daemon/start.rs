@@ -135,6 +135,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         tickets: 0,
         links: BTreeMap::new(),
         rotation: None,
+        early_joins: Vec::new(),
         next_renewal_us: super::membership::FIRST_RENEWAL_US,
         alarms_since_ms: BTreeMap::new(),
         lifecycle_since_ms: now_ms,

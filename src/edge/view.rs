@@ -37,7 +37,7 @@ const BATCH_MAX: usize = 500;
 /// How far the thread stands back, as `nice` counts.
 const NICENESS: i32 = 10;
 /// How long to wait for more before a batch is written.
-const LINGER: Duration = Duration::from_millis(50);
+const LINGER: Duration = Duration::from_millis(250);
 /// Longest value that goes into sled in one piece, in bytes.
 const PIECE_BYTES_MAX: usize = 96 << 10;
 const CACHE_BYTES: u64 = 4 << 20;

@@ -24,6 +24,10 @@ impl Options {
     }
 }
 
+/// How much of the timeline is shown: events, and characters of each.
+const SHOWN_EVENTS: usize = 40;
+const SHOWN_CHARS: usize = 160;
+
 /// A broken promise, and how to see it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -43,7 +47,10 @@ impl fmt::Display for Failure {
         if !self.timeline.is_empty() {
             writeln!(out, "the last events:")?;
         }
-        self.timeline.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
+        for line in &self.timeline[self.timeline.len().saturating_sub(SHOWN_EVENTS)..] {
+            let cut = line.char_indices().nth(SHOWN_CHARS).map_or(line.len(), |(at, _)| at);
+            writeln!(out, "  {}", &line[..cut])?;
+        }
         match self.flaw {
             Some(flaw) => write!(out, "deliberate fault: {flaw:?}"),
             None => write!(out, "repeat it with: p2pdb simulate --seed {}", self.seed),

@@ -353,7 +353,10 @@ impl Cluster {
     pub fn feed(&mut self, host: usize, input: Input) {
         let now = self.hosts[host].clock.now(self.now_us);
         let Some(node) = &mut self.hosts[host].node else { return };
-        let outputs: Vec<Output> = node.handle(now, input);
+        let mut outputs: Vec<Output> = node.handle(now, input);
+        if node.wants_commit() {
+            outputs.extend(node.handle(now, Input::Commit));
+        }
         carry_out(&mut Desk { cluster: self, host }, outputs);
     }
 

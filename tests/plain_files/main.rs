@@ -3,6 +3,7 @@
 //! Nothing here waits by sleeping: a test waits for the tree to change, or for an event in the folder, with a generous
 //! time-out. A program that is not installed is reported and left out. Measured latencies are printed, not judged.
 
+#![allow(clippy::disallowed_methods)] // tests live in real time
 #![cfg(feature = "daemon")]
 
 mod rig;

@@ -25,6 +25,7 @@ PORT = 7700
 API = "p2pdb, edit → on six disks and readable"
 WATCHED = "p2pdb, edit → five watchers"
 LOCAL = "p2pdb, edit → own disk"
+SAVED_FILE = "Notes"
 PLAIN = "p2pdb, plain-file save → five plain files"
 FILE = "Bench"
 EDIT_BYTES = 200  # as in native/common.h
@@ -98,7 +99,7 @@ class Cluster:
     def operating(self, member: Member) -> bool:
         argv = [self._binary, "status", "--dir", str(member.directory), "--json"]
         answer = self._processes.answer(argv, server=member.server)
-        return answer is not None and json.loads(answer)["lifecycle"] == "Operating"
+        return answer is not None and json.loads(answer)["lifecycle"] == "operating"
 
     def sent(self) -> tuple[int, int]:
         """Messages and bytes that all members have sent to each other since they started."""
@@ -184,18 +185,21 @@ def measure(bench: Bench) -> None:
 
 
 def _measure_edits(bench: Bench, cluster: Cluster) -> None:
+    """First alone, then with a watcher on each other server, which costs processor time of its own."""
     first, *others = cluster.members
     count = bench.options.samples_per_round()
-    outputs = [bench.work / f"watch-{member.name}" for member in others]
-    watchers = [cluster.start_watch(member, output) for member, output in zip(others, outputs, strict=True)]
-    cluster.edit(first, count=10, interval_ms=bench.options.interval_ms)
+    interval_ms = bench.options.interval_ms
+    cluster.edit(first, count=10, interval_ms=interval_ms)
     for label, durable, wait in ((API, "on all six", "all"), (LOCAL, "on one", "local")):
         bench.progress.phase(label)
-        edits = cluster.edit(first, count=count, interval_ms=bench.options.interval_ms, wait=wait)
+        edits = cluster.edit(first, count=count, interval_ms=interval_ms, wait=wait)
         bench.results.latency("p2pdb", label, durable).samples += [edit.stamps() for edit in edits]
-        if wait == "all":
-            watched = bench.results.latency("p2pdb", WATCHED, "on all six")
-            _add_watched(bench, watched, edits, outputs)
+    bench.progress.phase(WATCHED)
+    outputs = [bench.work / f"watch-{member.name}" for member in others]
+    watchers = [cluster.start_watch(member, output) for member, output in zip(others, outputs, strict=True)]
+    cluster.edit(first, count=10, interval_ms=interval_ms)
+    edits = cluster.edit(first, count=count, interval_ms=interval_ms, wait="all")
+    _add_watched(bench, bench.results.latency("p2pdb", WATCHED, "on all six"), edits, outputs)
     for watcher in watchers:
         bench.processes.stop(watcher)
 
@@ -219,7 +223,11 @@ def _measure_saves(bench: Bench, cluster: Cluster) -> None:
     series = bench.results.latency("p2pdb", PLAIN, "on all six")
     folders = [member.files for member in cluster.members]
     try:
-        files.measure_saves(bench, series, folders, bench.options.samples_per_round(), file=FILE, gap_ms=20)
+        # A file of its own, as small as management files are: what the flood before has filled is not what people edit.
+        first = cluster.members[0]
+        cluster.call(first, "files", "add", SAVED_FILE, "first, line", "--wait", "all", "--dir", str(first.directory))
+        bench.processes.wait_until("p2pdb: the file to be saved", lambda: all((f / SAVED_FILE).exists() for f in folders), 30)
+        files.measure_saves(bench, series, folders, bench.options.samples_per_round(), file=SAVED_FILE, gap_ms=20)
     except RigError as why:
         bench.skip(PLAIN, str(why))
 

@@ -85,7 +85,7 @@ impl JournalConfig {
             keep_live_bytes_max: 1 << 30,
             archives: ArchiveRetention::Forever,
             zstd_level: 3,
-            recent_bytes: 4 << 20,
+            recent_bytes: 1 << 20,
         }
     }
 }

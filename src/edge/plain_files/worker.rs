@@ -39,6 +39,9 @@ const FOLDER_CHECK_EVERY: Duration = Duration::from_secs(5);
 const EVENTS_BYTES: usize = 64 * 1024;
 const FOLDER_ALARM: &str = "plain-file folder";
 
+/// How far the thread stands back, as `nice` counts.
+const NICENESS: i32 = 5;
+
 pub struct Worker {
     path: PathBuf,
     folder: Folder,
@@ -143,6 +146,8 @@ impl Worker {
 
     /// Works until it is stopped or the daemon has gone.
     pub fn run(&mut self) {
+        // It gives way to the threads that entries wait for; on an idle processor that costs nothing.
+        let _ = rustix::process::setpriority_process(None, NICENESS);
         self.running = true;
         for event in std::mem::take(&mut self.events) {
             self.send(event);

@@ -1,0 +1,108 @@
+//! `p2pdb simulate`: plays a scenario, or many runs with faults, on a simulated group.
+//!
+//! The group is made of the very state machine that the daemon runs; disks, links and clocks are simulated. A scenario
+//! is a text of commands; what is printed is the same text with what happened written behind them.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::Session;
+use super::error::{Answer, Failure, Outcome};
+use super::output::progress;
+use crate::sim::{Options, Report, run as run_seeds, scenario};
+
+/// Seeds between two looks at the progress.
+const SEEDS_AT_ONCE: u64 = 200;
+
+#[derive(Debug, Args)]
+pub struct SimulateArgs {
+    /// A scenario file, such as those in tests/scenarios; without one, runs with random faults
+    #[arg(conflicts_with_all = ["seed", "runs"])]
+    scenario: Option<PathBuf>,
+    /// The first seed; the same seed is the same run everywhere
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// How many seeds, counted up from the first
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    runs: u64,
+}
+
+pub fn run(args: SimulateArgs, session: &mut Session) -> Outcome {
+    match &args.scenario {
+        Some(path) => play(path, session),
+        None => runs(&args, session),
+    }
+}
+
+fn play(path: &PathBuf, session: &mut Session) -> Outcome {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::input(format!("{}: {error}", path.display()), "give the path of a scenario file"))?;
+    let played = scenario::play(&text);
+    let as_written = played.trim_end() == text.trim_end();
+    if session.output.is_json() {
+        #[derive(Serialize)]
+        struct Played<'a> {
+            as_written: bool,
+            played: Vec<&'a str>,
+        }
+        session.output.json(&Played { as_written, played: played.lines().collect() })?;
+    } else {
+        session.output.line(played.trim_end())?;
+    }
+    Ok(if as_written { Answer::Yes } else { Answer::No })
+}
+
+fn runs(args: &SimulateArgs, session: &mut Session) -> Outcome {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut total = Report::default();
+    let bar = progress(args.runs, "runs");
+    let mut done = 0;
+    while done < args.runs {
+        let runs = SEEDS_AT_ONCE.min(args.runs - done);
+        let options = Options { threads, ..Options::new(args.seed + done, runs) };
+        let Report { runs, simulated_us, steps, entries, failures } = run_seeds(options);
+        total.runs += runs;
+        total.simulated_us += simulated_us;
+        total.steps += steps;
+        total.entries += entries;
+        total.failures.extend(failures);
+        done += runs;
+        bar.set_position(done);
+    }
+    bar.finish_and_clear();
+    tell(&total, session)?;
+    Ok(if total.failures.is_empty() { Answer::Yes } else { Answer::No })
+}
+
+fn tell(total: &Report, session: &mut Session) -> Result<(), Failure> {
+    let Report { runs, simulated_us, steps, entries, failures } = total;
+    let simulated_s = *simulated_us as f64 / 1e6;
+    if session.output.is_json() {
+        #[derive(Serialize)]
+        struct View {
+            runs: u64,
+            simulated_s: f64,
+            steps: u64,
+            entries: u64,
+            failures: Vec<String>,
+        }
+        let failures = failures.iter().map(ToString::to_string).collect();
+        let view = View { runs: *runs, simulated_s, steps: *steps, entries: *entries, failures };
+        return session.output.json(&view);
+    }
+    let mut line = |text: &dyn Display| session.output.line(text);
+    for failure in failures {
+        line(failure)?;
+        line(&"")?;
+    }
+    line(&format_args!(
+        "{runs} runs, {simulated_s:.0} s of simulated time, {steps} events, {entries} entries: {}",
+        match failures.len() {
+            0 => "every promise held".to_owned(),
+            broken => format!("a promise was broken in {broken} of them"),
+        }
+    ))
+}
