@@ -530,11 +530,15 @@ impl Node {
                 self.reply(ticket, committed, out);
             }
         }
-        for run in entries.chunk_by(|a, b| a.id().stream == b.id().stream) {
-            if run[0].id().stream.origin == self.config.me && run[0].id().stream.run == self.identity.run {
-                self.sync.push(run, out);
+        // Of each own stream all at once: its signature is under the last one, and received entries may lie between.
+        let mut own: BTreeMap<&Stream, Vec<Arc<Sealed>>> = BTreeMap::new();
+        for sealed in &entries {
+            let stream = &sealed.id().stream;
+            if stream.origin == self.config.me && stream.run == self.identity.run {
+                own.entry(stream).or_default().push(sealed.clone());
             }
         }
+        own.values().for_each(|group| self.sync.push(group, out));
         if self.bytes_since_checkpoint >= self.config.checkpoint_bytes {
             self.bytes_since_checkpoint = 0;
             self.checkpoints_unanswered += 1;
