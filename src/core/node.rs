@@ -972,7 +972,7 @@ impl Node {
                 beat.lifecycle == Lifecycle::Ready
                     && beat.vector == mine
                     && self.others.contains(*name)
-                    && !self.builtin_has(file::FLAG, name)
+                    && self.lacks_flag(name)
                     && given_us.is_none_or(|at| now.monotonic_us.saturating_sub(at) > FLAG_PATIENCE_US)
             })
             .map(|(name, _)| name.clone())
@@ -990,6 +990,15 @@ impl Node {
     fn order(&self, name: &ServerName) -> (u64, ServerName) {
         let order = self.files.builtin(file::SERVER).and_then(|servers| servers.record(name.as_str()));
         (order.and_then(|record| record.field(1).parse().ok()).unwrap_or(u64::MAX), name.clone())
+    }
+
+    /// Whether a member has had no flag since it was admitted. One whose flag was taken away by somebody stays without.
+    fn lacks_flag(&self, name: &ServerName) -> bool {
+        let newest = |file: &str| {
+            let register = self.files.builtin(file).and_then(|held| held.register(name.as_str()));
+            register.and_then(|register| register.leaves.first()).map(|leaf| &leaf.version)
+        };
+        !self.builtin_has(file::FLAG, name) && newest(file::FLAG) < newest(file::SERVER)
     }
 
     fn builtin_has(&self, file: &str, name: &ServerName) -> bool {
