@@ -2,17 +2,21 @@
 
 pub mod admission;
 pub mod clock;
+pub mod decision;
 pub mod diff;
 pub mod entry;
 pub mod flaw;
+pub mod guest;
 pub mod id;
 pub mod io;
 pub mod lifecycle;
+pub mod load;
 pub mod merge;
 pub mod node;
 pub mod oplog;
 pub mod plain;
 pub mod priority;
+pub mod probe;
 pub mod record;
 pub mod schema;
 pub mod sync;

@@ -24,6 +24,16 @@ pub mod file {
     pub const PROBLEM: &str = "Problem";
     /// `server, cpu, memory, network, virtual servers`: the paper's real server condition file.
     pub const CONDITION: &str = "Condition";
+    /// `server, address/prefix, exclusive|shared`: where a server's service is reached, and whether two must never answer there.
+    pub const SERVICE: &str = "Service";
+    /// `server, check, probe, option...`: what is asked of a server's service, such as `S2, mail, smtp 25, interval=1s`.
+    pub const CHECK: &str = "Check";
+    /// `host, original, state, note`: the original servers of each host.
+    pub const ORIGINAL: &str = "Original";
+    /// `target, phase, host, manager, decision, note`: how far the recovery or the return of a server has come.
+    pub const RECOVERY: &str = "Recovery";
+    /// `server, reason`: servers that are not recovered for the time being, however they look.
+    pub const MAINTENANCE: &str = "Maintenance";
     /// `server, operating`: the paper's flag file.
     pub const FLAG: &str = "Flag";
     /// `name, size, digest`: content that is fetched by digest.
@@ -131,6 +141,11 @@ impl Schema {
             file::OPERATION => ("1+3", "text name name"),
             file::PROBLEM => ("2", "name|--- name name|---"),
             file::CONDITION => ("1", "name number number number number"),
+            file::SERVICE => ("1", "name text text"),
+            file::CHECK => ("1+2", "name name text..."),
+            file::ORIGINAL => ("1+2", "name name text text"),
+            file::RECOVERY => ("1", "name text name|--- name|--- number text"),
+            file::MAINTENANCE => ("1", "name text"),
             file::FLAG => ("1", "name text"),
             file::BUNDLE => ("1", "name number digest"),
             file::REVOKED => ("1", "name number"),
