@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::id::{Digest, FileName, ServerName};
 use super::record::Record;
+use super::service::parse_address;
 
 /// Names of the built-in management files.
 pub mod file {
@@ -64,6 +65,8 @@ pub enum Kind {
     Number,
     Address,
     Ip,
+    Network,
+    Sharing,
     Digest,
 }
 
@@ -76,6 +79,8 @@ impl Kind {
             "number" => Kind::Number,
             "address" => Kind::Address,
             "ip" => Kind::Ip,
+            "network" => Kind::Network,
+            "exclusive|shared" => Kind::Sharing,
             "digest" => Kind::Digest,
             _ => return None,
         })
@@ -89,6 +94,8 @@ impl Kind {
             Kind::Number => "number",
             Kind::Address => "address",
             Kind::Ip => "ip",
+            Kind::Network => "network",
+            Kind::Sharing => "exclusive|shared",
             Kind::Digest => "digest",
         }
     }
@@ -101,6 +108,8 @@ impl Kind {
             Kind::Number => "a number",
             Kind::Address => "an address such as 10.0.0.1:7400",
             Kind::Ip => "an IP address",
+            Kind::Network => "an IP address with the length of its network, such as 10.0.0.2/24",
+            Kind::Sharing => "exclusive (two servers never answer there) or shared",
             Kind::Digest => "a digest of 64 hexadecimal digits",
         }
     }
@@ -113,6 +122,8 @@ impl Kind {
             Kind::Number => field.parse::<f64>().is_ok_and(f64::is_finite),
             Kind::Address => field.parse::<SocketAddr>().is_ok(),
             Kind::Ip => field.parse::<IpAddr>().is_ok(),
+            Kind::Network => parse_address(field).is_some(),
+            Kind::Sharing => matches!(field, "exclusive" | "shared"),
             Kind::Digest => field.parse::<Digest>().is_ok(),
         }
     }
@@ -141,7 +152,7 @@ impl Schema {
             file::OPERATION => ("1+3", "text name name"),
             file::PROBLEM => ("2", "name|--- name name|---"),
             file::CONDITION => ("1", "name number number number number"),
-            file::SERVICE => ("1", "name text text"),
+            file::SERVICE => ("1", "name network exclusive|shared"),
             file::CHECK => ("1+2", "name name text..."),
             file::ORIGINAL => ("1+2", "name name text text"),
             file::RECOVERY => ("1", "name text name|--- name|--- number text"),
@@ -171,8 +182,9 @@ impl Schema {
             }
             let plain = word.strip_suffix("...");
             open = plain.is_some();
-            let kind = Kind::parse(plain.unwrap_or(word))
-                .ok_or_else(|| wrong("kinds are text, name, name|---, number, address, ip and digest"))?;
+            let kind = Kind::parse(plain.unwrap_or(word)).ok_or_else(|| {
+                wrong("kinds are text, name, name|---, number, address, ip, network, exclusive|shared and digest")
+            })?;
             parsed.push(kind);
         }
         let mut positions = Vec::new();
