@@ -142,7 +142,7 @@ def _clean(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def _bench(arguments: argparse.Namespace, progress: Progress) -> Bench:
     """The run's folder, with the plotting library in place and a warning when the machine is busy."""
-    packages.ensure(["python3-matplotlib", "iproute2"], progress)
+    packages.ensure(["iproute2"], progress)
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores / 2:
         progress.loud(f"WARNING: the machine is busy (load {load:.1f} on {cores} cores); the figures will say so too")
