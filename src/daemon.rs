@@ -52,8 +52,10 @@ const HOUSEKEEPING_US: u64 = 1_000_000;
 const REMOVED_ALARM: &str = "removed";
 /// Records beyond which a file has no plain text.
 const SHOWN_RECORDS_MAX: usize = 100_000;
-/// Making texts may take one part in so many of the time.
+/// Making texts may take one part in so many of the time; and between two of them there is a rest, in microseconds, for
+/// nobody reads faster.
 const SHOW_COST_FACTOR: u64 = 20;
+const SHOW_REST_US: u64 = 15_000;
 /// Longest wait for a member to be admitted or a certificate to be made.
 const OWN_TRANSACTION_MS: u64 = 5_000;
 
@@ -161,7 +163,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
             Some(event) = plain_events.recv() => daemon.plain_event(event),
             Some(event) = mesh_events.recv(), if daemon.node.takes_entries() => daemon.mesh_event(event),
             // Who is ready goes into the same commit: one signature and one sync for all.
-            () = tokio::task::yield_now(), if daemon.node.wants_commit() => daemon.input(Input::Commit),
+            () = tokio::task::yield_now(), if daemon.node.wants_commit() => daemon.commit(),
             // Texts come last: frames and replies are on their way before the first is made.
             () = daemon.show_due(), if !daemon.stale.is_empty() => daemon.show_stale(),
             else => break,
@@ -206,6 +208,11 @@ impl Daemon {
                 continuation(self, result);
             }
         }
+    }
+
+    fn commit(&mut self) {
+        let room_bytes = self.world.journal.room_bytes();
+        self.input(Input::Commit { room_bytes });
     }
 
     /// Submits a transaction; `then` is called with its outcome.
@@ -288,8 +295,8 @@ impl Daemon {
         }
     }
 
-    /// Brings the plain-file view up to date. A text costs time in proportion to its file, so under a flood of edits
-    /// texts are made less often: a twentieth of the time goes there at most.
+    /// Brings the plain-file view up to date: at once after a quiet time. A text costs time in proportion to its file, so
+    /// under a flood of edits texts are made less often.
     fn show_stale(&mut self) {
         let began_us = self.clock.now().monotonic_us;
         for name in std::mem::take(&mut self.stale) {
@@ -304,7 +311,7 @@ impl Daemon {
             self.plain.show(name, Arc::new(ShownFile::of(held)));
         }
         let cost_us = self.clock.now().monotonic_us - began_us;
-        self.next_show_us = began_us + SHOW_COST_FACTOR * cost_us;
+        self.next_show_us = began_us + (SHOW_COST_FACTOR * cost_us).max(SHOW_REST_US);
     }
 
     fn raise_alarm(&mut self, name: String, text: String) {

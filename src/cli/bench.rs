@@ -160,7 +160,7 @@ impl<'a> EditBench<'a> {
         self.started += 1;
         let record = |round: u64| {
             let key = format!("{}-{writer}-{}", self.tag, turn % self.args.records);
-            Record::new(vec![key, round.to_string(), self.filler.clone()])
+            Record::new([key.as_str(), &round.to_string(), &self.filler])
                 .map_err(|error| Failure::input(format!("the benchmark's record: {error}"), "use smaller --bytes"))
         };
         let round = turn / self.args.records;

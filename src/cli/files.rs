@@ -321,7 +321,7 @@ fn change_of_key(
     let Change::Mod { before, after } = &change else { return Ok(vec![edit_of(file, change)]) };
     let schema = match Schema::builtin(&file) {
         Some(schema) => schema,
-        None if before.field(0) == after.field(0) && before.fields().len() == after.fields().len() => Schema::any(),
+        None if before.field(0) == after.field(0) && before.field_count() == after.field_count() => Schema::any(),
         None => schema(&file)?,
     };
     let key = |record: &Record| schema.check(&file, record).ok();

@@ -101,7 +101,7 @@ mod tests {
 
     fn record() -> impl Strategy<Value = Record> {
         proptest::collection::vec("[^\\p{Cc}]{0,8}", 1..5)
-            .prop_filter_map("no record", |fields| Record::new(fields).ok())
+            .prop_filter_map("no record", |fields| Record::new(fields.iter().map(String::as_str)).ok())
     }
 
     proptest! {

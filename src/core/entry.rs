@@ -16,6 +16,7 @@ use super::clock::Timestamp;
 use super::diff::{BASES_MAX, Change, Diff};
 use super::id::{ClusterId, Digest, EntryId, Lane};
 use super::priority::Class;
+use super::record::Record;
 use super::schema::Schema;
 use super::version::Version;
 
@@ -72,6 +73,11 @@ impl Entry {
     pub fn weight_bytes(&self) -> usize {
         let diffs: usize = self.diffs.iter().map(diff_weight_bytes).sum();
         self.author.len() + self.reason.len() + self.certificate.as_ref().map_or(0, |bytes| bytes.len()) + diffs + 64
+    }
+
+    /// The most that the entry can take in the log, frame and signature included.
+    pub fn frame_bytes_max(&self) -> usize {
+        2 * self.weight_bytes() + 256
     }
 
     /// Checks the bounds and rules that hold for every entry, whoever made it.
@@ -132,10 +138,10 @@ impl Entry {
 }
 
 fn diff_weight_bytes(diff: &Diff) -> usize {
-    let record = |fields: &[String]| fields.iter().map(|field| field.len() + 2).sum::<usize>();
+    let record = |record: &Record| record.fields().map(|field| field.len() + 2).sum::<usize>();
     let change = match &diff.change {
-        Change::Add(one) | Change::Del(one) => record(one.fields()),
-        Change::Mod { before, after } => record(before.fields()) + record(after.fields()),
+        Change::Add(one) | Change::Del(one) => record(one),
+        Change::Mod { before, after } => record(before) + record(after),
     };
     diff.file.as_str().len() + diff.key.len() + change + diff.bases.len() * 48
 }
@@ -164,9 +170,9 @@ impl Canonical {
         self.bytes(text.as_bytes());
     }
 
-    fn record(&mut self, fields: &[String]) {
-        self.number(fields.len() as u64);
-        fields.iter().for_each(|field| self.text(field));
+    fn record(&mut self, record: &Record) {
+        self.number(record.field_count() as u64);
+        record.fields().for_each(|field| self.text(field));
     }
 
     fn diff(&mut self, diff: &Diff) {
@@ -175,16 +181,16 @@ impl Canonical {
         match &diff.change {
             Change::Add(record) => {
                 self.number(0);
-                self.record(record.fields());
+                self.record(record);
             }
             Change::Del(record) => {
                 self.number(1);
-                self.record(record.fields());
+                self.record(record);
             }
             Change::Mod { before, after } => {
                 self.number(2);
-                self.record(before.fields());
-                self.record(after.fields());
+                self.record(before);
+                self.record(after);
             }
         }
         self.number(diff.bases.len() as u64);

@@ -104,7 +104,10 @@ pub enum Input {
     Tick,
     /// Everything that was there to be handled has been: what waits may be written now. One commit takes all that waits,
     /// so this comes after the inputs that are ready together, not after each; when `Node::wants_commit` says so.
-    Commit,
+    /// The journal is certain to have room for `room_bytes`, so a commit within them fails only with the disk itself.
+    Commit {
+        room_bytes: u64,
+    },
     Submit {
         ticket: Ticket,
         transaction: Transaction,

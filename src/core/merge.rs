@@ -10,6 +10,7 @@
 //! side has seen and no longer holds has been built upon.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
@@ -119,9 +120,9 @@ impl Register {
             canonical.push(stream.lane as u8);
             canonical.extend_from_slice(&version.entry.seq.to_le_bytes());
             canonical.extend_from_slice(&version.time.0.to_le_bytes());
-            let fields = value.as_ref().map_or(&[][..], Record::fields);
-            canonical.extend_from_slice(&(fields.len() as u64).to_le_bytes());
-            fields.iter().for_each(|field| text(field, &mut canonical));
+            let fields = value.as_ref().map_or(0, Record::field_count);
+            canonical.extend_from_slice(&(fields as u64).to_le_bytes());
+            value.iter().flat_map(Record::fields).for_each(|field| text(field, &mut canonical));
         }
         Digest(*blake3::hash(&canonical).as_bytes())
     }
@@ -170,8 +171,7 @@ impl File {
     /// The file as the plain-file view shows it: one record per line.
     pub fn text(&self) -> String {
         self.records().fold(String::new(), |mut text, (_, record)| {
-            text.push_str(&record.to_string());
-            text.push('\n');
+            writeln!(text, "{record}").expect("a string takes all that is written");
             text
         })
     }

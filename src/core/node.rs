@@ -147,6 +147,8 @@ struct Commit {
     /// Who sent received entries, and up to where they go.
     sources: Vec<(ServerName, Stream, u64)>,
     bytes: usize,
+    /// Whether the peers got the own entries before they were on this server's disk.
+    pushed: bool,
 }
 
 /// The clocks' agreement: a pair of readings that was right.
@@ -243,7 +245,7 @@ impl Node {
         self.watch_clock(now, &mut out);
         match input {
             Input::Tick => self.tick(now, &mut out),
-            Input::Commit => self.commit(now, &mut out),
+            Input::Commit { room_bytes } => self.commit(now, room_bytes, &mut out),
             Input::Submit { ticket, transaction, wait, deadline_ms } => {
                 let deadline_us = now.monotonic_us.saturating_add(deadline_ms.saturating_mul(1000));
                 self.submit(now, ticket, transaction, wait, deadline_us, &mut out);
@@ -406,7 +408,7 @@ impl Node {
     }
 
     /// Starts the next commit if none is under way.
-    fn commit(&mut self, now: Now, out: &mut Vec<Output>) {
+    fn commit(&mut self, now: Now, room_bytes: u64, out: &mut Vec<Output>) {
         if self.writing.is_some() || !self.has_room {
             return;
         }
@@ -445,6 +447,12 @@ impl Node {
         }
         self.bytes_since_checkpoint += commit.bytes as u64;
         out.push(Output::Append(commit.entries.clone()));
+        // The peers' disks work while this one does. Not if the commit could fail and leave its entries with the peers.
+        let frames_bytes: u64 = commit.entries.iter().map(|sealed| sealed.entry().frame_bytes_max() as u64).sum();
+        if frames_bytes <= room_bytes {
+            self.push_own(&commit.entries, out);
+            commit.pushed = true;
+        }
         if self.config.flaw == Some(Flaw::ApplyBeforeAppend) {
             self.apply(now, commit, out);
             self.writing = Some(Writing::Commit(Commit::default()));
@@ -506,7 +514,7 @@ impl Node {
 
     /// What is durable becomes visible.
     fn apply(&mut self, now: Now, commit: Commit, out: &mut Vec<Output>) {
-        let Commit { entries, tickets, sources, .. } = commit;
+        let Commit { entries, tickets, sources, pushed, .. } = commit;
         if entries.is_empty() {
             return;
         }
@@ -530,21 +538,27 @@ impl Node {
                 self.reply(ticket, committed, out);
             }
         }
-        // Of each own stream all at once: its signature is under the last one, and received entries may lie between.
-        let mut own: BTreeMap<&Stream, Vec<Arc<Sealed>>> = BTreeMap::new();
-        for sealed in &entries {
-            let stream = &sealed.id().stream;
-            if stream.origin == self.config.me && stream.run == self.identity.run {
-                own.entry(stream).or_default().push(sealed.clone());
-            }
+        if !pushed {
+            self.push_own(&entries, out);
         }
-        own.values().for_each(|group| self.sync.push(group, out));
         if self.bytes_since_checkpoint >= self.config.checkpoint_bytes {
             self.bytes_since_checkpoint = 0;
             self.checkpoints_unanswered += 1;
             out.push(Output::StoreCheckpoint(Box::new(self.checkpoint())));
         }
         self.update_lifecycle(now, out);
+    }
+
+    /// Of each own stream all at once: its signature is under the last one, and received entries may lie between.
+    fn push_own(&mut self, entries: &[Arc<Sealed>], out: &mut Vec<Output>) {
+        let mut own: BTreeMap<&Stream, Vec<Arc<Sealed>>> = BTreeMap::new();
+        for sealed in entries {
+            let stream = &sealed.id().stream;
+            if stream.origin == self.config.me && stream.run == self.identity.run {
+                own.entry(stream).or_default().push(sealed.clone());
+            }
+        }
+        own.values().for_each(|group| self.sync.push(group, out));
     }
 
     fn head_of(&self, sealed: &Sealed) -> Head {

@@ -582,7 +582,7 @@ impl PlainFile {
         }
         let held = self.content.as_ref().and_then(|content| self.text(content.id));
         let keep_time = held.is_some_and(|held| held.records() == tree.records());
-        let shown = self.texts.iter().rev().find(|text| text.file == tree).map(|text| text.id);
+        let shown = self.texts.iter().rev().find(|text| text.file.shows_same(&tree)).map(|text| text.id);
         let id = shown.unwrap_or_else(|| self.next_id());
         self.remember(now_ms, id, tree.clone(), false);
         self.content = Some(Content { id, bytes: tree.text().as_bytes().to_vec() });

@@ -211,7 +211,7 @@ impl Schema {
 
     /// Checks a record of `name` and returns its key.
     pub fn check(&self, name: &FileName, record: &Record) -> Result<String, SchemaError> {
-        let found = record.fields().len();
+        let found = record.field_count();
         let count_fits = if self.open { found >= self.kinds.len() } else { found == self.kinds.len() };
         if !count_fits {
             let wanted = self.kinds.len();
@@ -227,7 +227,7 @@ impl Schema {
                 return Err(SchemaError::Field {
                     file: name.to_string(),
                     field: index + 1,
-                    value: value.clone(),
+                    value: value.to_owned(),
                     kind: kind.description(),
                 });
             }
@@ -240,7 +240,7 @@ impl Schema {
 
     /// The key of a record that has passed `check`.
     pub fn key_of(&self, record: &Record) -> String {
-        let fields = self.key.iter().map(|&index| record.field(index).to_owned()).collect();
+        let fields = self.key.iter().map(|&index| record.field(index));
         Record::new(fields).expect("part of a record is a record, and key fields are not empty").to_string()
     }
 

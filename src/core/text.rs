@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::diff::Change;
-use super::id::{EntryId, FileName};
+use super::id::{Digest, EntryId, FileName};
 use super::io::Edit;
 use super::merge::File;
 use super::record::Record;
@@ -179,6 +179,8 @@ pub fn merge3(base: &Records, mine: &Records, theirs: &Records) -> Merge {
 /// A file of the tree as its readers get it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ShownFile {
+    /// Of the tree's file that it shows; `None` for a text that an author left behind.
+    digest: Option<Digest>,
     records: Records,
     /// What an edit of each record builds on (`Register::bases`); deleted records have theirs too.
     bases: BTreeMap<String, Vec<Version>>,
@@ -189,7 +191,7 @@ pub struct ShownFile {
 
 impl ShownFile {
     pub fn of(file: &File) -> Self {
-        let mut shown = Self { text: file.text(), ..Self::default() };
+        let mut shown = Self { digest: Some(file.digest()), text: file.text(), ..Self::default() };
         for (key, register) in file.registers() {
             if let Some(record) = register.value() {
                 shown.records.insert(key.to_owned(), record.clone());
@@ -222,7 +224,7 @@ impl ShownFile {
                 bases.insert(key.clone(), entry.and_then(|entry| tree.version_by(key, entry)).into_iter().collect());
             }
         }
-        Self { records, bases, rivals: BTreeMap::new(), text }
+        Self { digest: None, records, bases, rivals: BTreeMap::new(), text }
     }
 
     /// A text that somebody may have in hand though it is not known when it was shown: where it says what the tree
@@ -230,7 +232,12 @@ impl ShownFile {
     pub fn of_unknown_age(records: Records, text: String, tree: &ShownFile) -> Self {
         let same = |key: &&String| records.get(*key) == tree.records.get(*key);
         let bases = tree.bases.keys().filter(same).map(|key| (key.clone(), tree.bases(key))).collect();
-        Self { records, bases, rivals: BTreeMap::new(), text }
+        Self { digest: None, records, bases, rivals: BTreeMap::new(), text }
+    }
+
+    /// Whether both show the same state of the tree's file.
+    pub fn shows_same(&self, other: &ShownFile) -> bool {
+        self.digest.is_some() && self.digest == other.digest
     }
 
     pub fn records(&self) -> &Records {

@@ -162,7 +162,7 @@ impl Daemon {
             let what = format!("the bundle has {total_bytes} bytes; at most {bytes_max} are taken");
             return Err(failed(what, "see bundles.bytes_max in p2pdb.toml"));
         }
-        let after = Record::new(vec![name.clone(), total_bytes.to_string(), digest.to_string()])
+        let after = Record::new([name.as_str(), &total_bytes.to_string(), &digest.to_string()])
             .map_err(|error| failed(format!("the name '{name}': {error}"), ""))?;
         if offset == 0 {
             self.uploads.remove(&digest);

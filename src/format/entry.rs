@@ -30,7 +30,13 @@ pub fn append_sealed(sealed: &Sealed, out: &mut Vec<u8>) {
 
 /// Decodes an entry. Names and records are checked; bounds, chain and signature are the core's to check.
 pub fn decode_sealed(bytes: &[u8]) -> Result<Sealed, FormatError> {
-    decode_all::<SealedV1, ENTRY_ENCODED_MAX>(WHAT, versioned(WHAT, bytes)?)?.sealed(WHAT)
+    decode_next(bytes, None)
+}
+
+/// As [`decode_sealed`], for an entry that came with another one: names that both have are kept in memory once.
+pub(super) fn decode_next(bytes: &[u8], before: Option<&Sealed>) -> Result<Sealed, FormatError> {
+    let form = decode_all::<SealedV1, ENTRY_ENCODED_MAX>(WHAT, versioned(WHAT, bytes)?)?;
+    form.sealed(WHAT, before.map(Sealed::entry))
 }
 
 /// Which entry some bytes hold, read from their front without decoding the rest.

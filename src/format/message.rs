@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::entry::{decode_sealed, encode_sealed};
+use super::entry::{decode_next, encode_sealed};
 use super::v1::{BytesV1, LifecycleV1, StreamV1, VectorV1, vector, vector_v1};
 use super::{FormatError, decode_all, encode_into, versioned};
+use crate::core::entry::Sealed;
 use crate::core::id::Digest;
 use crate::core::io::{Beat, Message, Range};
 
@@ -122,8 +123,12 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, FormatError> {
     let form = decode_all::<MessageV1, MESSAGE_BYTES_MAX>(WHAT, versioned(WHAT, bytes)?)?;
     Ok(match form {
         MessageV1::Entries(entries) => {
-            let decode = |bytes: &BytesV1| decode_sealed(bytes.0).map(Arc::new);
-            Message::Entries(entries.iter().map(decode).collect::<Result<_, _>>()?)
+            let mut decoded: Vec<Arc<Sealed>> = Vec::with_capacity(entries.len());
+            for bytes in &entries {
+                let sealed = decode_next(bytes.0, decoded.last().map(Arc::as_ref))?;
+                decoded.push(Arc::new(sealed));
+            }
+            Message::Entries(decoded)
         }
         MessageV1::Ack(seqs) => {
             let decode = |(stream, seq): &(StreamV1, u64)| Ok((stream.stream(WHAT)?, *seq));

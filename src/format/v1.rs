@@ -35,7 +35,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for BytesV1<'a> {
     }
 }
 
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum LaneV1 {
     Audit,
     Volatile,
@@ -116,7 +116,7 @@ impl From<LifecycleV1> for Lifecycle {
     }
 }
 
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StreamV1<'a> {
     pub origin: &'a str,
     pub run: u32,
@@ -130,6 +130,14 @@ impl<'a> From<&'a Stream> for StreamV1<'a> {
 }
 
 impl StreamV1<'_> {
+    /// The stream; `known` itself, whose name is checked and shared, if it is that one.
+    fn stream_or(&self, what: &'static str, known: Option<&Stream>) -> Result<Stream, FormatError> {
+        match known.filter(|known| StreamV1::from(*known) == *self) {
+            Some(known) => Ok(known.clone()),
+            None => self.stream(what),
+        }
+    }
+
     pub fn stream(&self, what: &'static str) -> Result<Stream, FormatError> {
         let origin = ServerName::new(self.origin).map_err(|error| FormatError::malformed(what, error))?;
         Ok(Stream { origin, run: self.run, lane: self.lane.into() })
@@ -162,8 +170,8 @@ impl<'a> From<&'a Version> for VersionV1<'a> {
 }
 
 impl VersionV1<'_> {
-    fn version(&self, what: &'static str) -> Result<Version, FormatError> {
-        let entry = EntryId { stream: self.stream.stream(what)?, seq: self.seq };
+    fn version(&self, what: &'static str, known: Option<&Stream>) -> Result<Version, FormatError> {
+        let entry = EntryId { stream: self.stream.stream_or(what, known)?, seq: self.seq };
         Ok(Version { time: Timestamp(self.time), entry })
     }
 }
@@ -173,14 +181,13 @@ pub struct RecordV1<'a>(#[serde(borrow)] pub Vec<&'a str>);
 
 impl<'a> From<&'a Record> for RecordV1<'a> {
     fn from(record: &'a Record) -> Self {
-        Self(record.fields().iter().map(String::as_str).collect())
+        Self(record.fields().collect())
     }
 }
 
 impl RecordV1<'_> {
     fn record(&self, what: &'static str) -> Result<Record, FormatError> {
-        let fields = self.0.iter().map(|&field| field.to_owned()).collect();
-        Record::new(fields).map_err(|error| FormatError::malformed(what, error))
+        Record::new(self.0.iter().copied()).map_err(|error| FormatError::malformed(what, error))
     }
 }
 
@@ -219,14 +226,17 @@ impl<'a> From<&'a Diff> for DiffV1<'a> {
 }
 
 impl DiffV1<'_> {
-    fn diff(&self, what: &'static str) -> Result<Diff, FormatError> {
+    fn diff(&self, what: &'static str, stream: &Stream, before: Option<&Diff>) -> Result<Diff, FormatError> {
         let change = match &self.change {
             ChangeV1::Add(record) => Change::Add(record.record(what)?),
             ChangeV1::Del(record) => Change::Del(record.record(what)?),
             ChangeV1::Mod { before, after } => Change::Mod { before: before.record(what)?, after: after.record(what)? },
         };
-        let bases = self.bases.iter().map(|base| base.version(what)).collect::<Result<_, _>>()?;
-        let file = FileName::new(self.file).map_err(|error| FormatError::malformed(what, error))?;
+        let bases = self.bases.iter().map(|base| base.version(what, Some(stream))).collect::<Result<_, _>>()?;
+        let file = match before.filter(|before| before.file.as_str() == self.file) {
+            Some(before) => before.file.clone(),
+            None => FileName::new(self.file).map_err(|error| FormatError::malformed(what, error))?,
+        };
         Ok(Diff { file, key: self.key.to_owned(), change, bases })
     }
 }
@@ -278,16 +288,20 @@ impl<'a> From<&'a Sealed> for SealedV1<'a> {
 }
 
 impl SealedV1<'_> {
-    pub fn sealed(&self, what: &'static str) -> Result<Sealed, FormatError> {
+    /// The entry. Names that `before` has too are shared with it.
+    pub fn sealed(&self, what: &'static str, before: Option<&Entry>) -> Result<Sealed, FormatError> {
+        let stream = self.front.stream.stream_or(what, before.map(|before| &before.id.stream))?;
+        let diff_before = before.and_then(|before| before.diffs.first());
+        let diffs = self.diffs.iter().map(|diff| diff.diff(what, &stream, diff_before)).collect::<Result<_, _>>()?;
         let entry = Entry {
-            id: EntryId { stream: self.front.stream.stream(what)?, seq: self.front.seq },
+            id: EntryId { stream, seq: self.front.seq },
             time: Timestamp(self.front.time),
             class: self.class.into(),
             author: self.author.to_owned(),
             reason: self.reason.to_owned(),
             previous: Digest(self.previous),
             certificate: self.certificate.map(|bytes| Arc::from(bytes.0)),
-            diffs: self.diffs.iter().map(|diff| diff.diff(what)).collect::<Result<_, _>>()?,
+            diffs,
         };
         let signature = self.signature.map(|(first, second)| {
             let mut bytes = [0; 64];
@@ -332,10 +346,10 @@ impl RegisterV1<'_> {
         let mut register = Register::default();
         for LeafV1 { version, value } in &self.leaves {
             let value = value.as_ref().map(|record| record.record(what)).transpose()?;
-            register.leaves.push(Leaf { version: version.version(what)?, value });
+            register.leaves.push(Leaf { version: version.version(what, None)?, value });
         }
         for version in &self.early {
-            register.early.push(version.version(what)?);
+            register.early.push(version.version(what, None)?);
         }
         let newest_first = register.leaves.windows(2).all(|pair| pair[0].version > pair[1].version);
         let sorted = register.early.windows(2).all(|pair| pair[0] < pair[1]);

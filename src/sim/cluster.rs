@@ -352,10 +352,11 @@ impl Cluster {
     /// Hands an input to a node and carries out what it wants.
     pub fn feed(&mut self, host: usize, input: Input) {
         let now = self.hosts[host].clock.now(self.now_us);
+        let room_bytes = if self.hosts[host].disk.full { 0 } else { u64::MAX };
         let Some(node) = &mut self.hosts[host].node else { return };
         let mut outputs: Vec<Output> = node.handle(now, input);
         if node.wants_commit() {
-            outputs.extend(node.handle(now, Input::Commit));
+            outputs.extend(node.handle(now, Input::Commit { room_bytes }));
         }
         carry_out(&mut Desk { cluster: self, host }, outputs);
     }

@@ -103,13 +103,10 @@ impl Author {
             let time = self.clock.tick(Now { wall_ms: wall_clock_ms(), monotonic_us: 0 });
             let slot = (seq % self.held.len() as u64) as usize;
             let key = format!("web{slot}-{:08x}", self.stream.run);
-            let after = Record::new(vec![
-                key.clone(),
-                format!("10.{}.{}.{}", slot >> 16 & 255, slot >> 8 & 255, slot & 255),
-                "nginx 1.26".into(),
-                format!("serving since step {seq}"),
-            ])
-            .map_err(|error| Failure::input(error.to_string(), ""))?;
+            let address = format!("10.{}.{}.{}", slot >> 16 & 255, slot >> 8 & 255, slot & 255);
+            let note = format!("serving since step {seq}");
+            let after = Record::new([key.as_str(), &address, "nginx 1.26", &note])
+                .map_err(|error| Failure::input(error.to_string(), ""))?;
             let version = Version { time, entry: id.clone() };
             let (change, bases) = match self.held[slot].replace((after.clone(), version)) {
                 Some((before, base)) => (Change::Mod { before, after }, vec![base]),

@@ -270,6 +270,12 @@ impl Journal {
         lock(&self.shared.state).index.floor()
     }
 
+    /// What is certain to fit while nothing else is being appended: the rest of the segment that is written to.
+    pub fn room_bytes(&self) -> u64 {
+        let state = lock(&self.shared.state);
+        state.segments.get(&state.active).map_or(0, |segment| segment.file_bytes.saturating_sub(segment.end))
+    }
+
     pub fn usage(&self) -> Usage {
         let state = lock(&self.shared.state);
         let header_bytes = crate::format::segment::SEGMENT_HEADER_BYTES as u64;
