@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -128,31 +129,37 @@ impl Register {
     }
 }
 
-/// One management file.
+/// One management file. A copy shares the records, and holds what they were when it was made.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct File {
-    registers: BTreeMap<String, Register>,
+    registers: BTreeMap<Arc<str>, Held>,
     digest: Digest,
     live: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held {
+    register: Arc<Register>,
+    digest: Digest,
 }
 
 impl File {
     /// The records in order of their keys.
     pub fn records(&self) -> impl Iterator<Item = (&str, &Record)> {
-        self.registers.iter().filter_map(|(key, register)| Some((key.as_str(), register.value()?)))
+        self.registers().filter_map(|(key, register)| Some((key, register.value()?)))
     }
 
     /// Every register, deleted ones too.
     pub fn registers(&self) -> impl Iterator<Item = (&str, &Register)> {
-        self.registers.iter().map(|(key, register)| (key.as_str(), register))
+        self.registers.iter().map(|(key, held)| (key.as_ref(), held.register.as_ref()))
     }
 
     pub fn register(&self, key: &str) -> Option<&Register> {
-        self.registers.get(key)
+        self.registers.get(key).map(|held| held.register.as_ref())
     }
 
     pub fn record(&self, key: &str) -> Option<&Record> {
-        self.registers.get(key).and_then(Register::value)
+        self.register(key).and_then(Register::value)
     }
 
     /// How many records the file has.
@@ -178,22 +185,23 @@ impl File {
 
     fn update(&mut self, key: &str, change: impl FnOnce(&mut Register)) -> &Register {
         if !self.registers.contains_key(key) {
-            self.registers.insert(key.to_owned(), Register::default());
+            self.registers.insert(key.into(), Held { register: Arc::default(), digest: Digest::ZERO });
         }
-        let register = self.registers.get_mut(key).expect("it was put there if it was missing");
-        self.digest.toggle(&register.digest(key));
-        self.live -= usize::from(register.value().is_some());
-        change(register);
-        self.digest.toggle(&register.digest(key));
-        self.live += usize::from(register.value().is_some());
-        register
+        let held = self.registers.get_mut(key).expect("it was put there if it was missing");
+        self.digest.toggle(&held.digest);
+        self.live -= usize::from(held.register.value().is_some());
+        change(Arc::make_mut(&mut held.register));
+        held.digest = held.register.digest(key);
+        self.digest.toggle(&held.digest);
+        self.live += usize::from(held.register.value().is_some());
+        &held.register
     }
 }
 
-/// All management files, and the entries they are made of.
+/// All management files, and the entries they are made of. A copy shares the files that are not written afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Files {
-    files: BTreeMap<FileName, File>,
+    files: BTreeMap<FileName, Arc<File>>,
     seen: Vector,
 }
 
@@ -210,7 +218,7 @@ impl Files {
     pub fn restore(registers: impl IntoIterator<Item = Written>, seen: Vector) -> Self {
         let mut files = Self { files: BTreeMap::new(), seen };
         for Written { file, key, register } in registers {
-            files.files.entry(file).or_default().update(&key, |held| *held = register);
+            files.file_mut(file).update(&key, |held| *held = register);
         }
         files
     }
@@ -219,11 +227,11 @@ impl Files {
         &self.seen
     }
 
-    pub fn file(&self, name: &FileName) -> Option<&File> {
+    pub fn file(&self, name: &FileName) -> Option<&Arc<File>> {
         self.files.get(name)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&FileName, &File)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&FileName, &Arc<File>)> {
         self.files.iter()
     }
 
@@ -233,7 +241,7 @@ impl Files {
     }
 
     pub fn builtin(&self, name: &str) -> Option<&File> {
-        self.files.get(&FileName::new(name).expect("built-in file names are well formed"))
+        self.files.get(&FileName::new(name).expect("built-in file names are well formed")).map(Arc::as_ref)
     }
 
     /// The schema in force for a file. A declaration that does not hold water counts as none.
@@ -246,6 +254,10 @@ impl Files {
         })
     }
 
+    fn file_mut(&mut self, name: FileName) -> &mut File {
+        Arc::make_mut(self.files.entry(name).or_default())
+    }
+
     /// Applies an entry; the next of its stream. Returns the registers that it changed.
     pub fn apply(&mut self, entry: &Entry) -> Vec<Written> {
         debug_assert_eq!(self.seen.seq(&entry.id.stream) + 1, entry.id.seq, "entries are applied in stream order");
@@ -254,7 +266,7 @@ impl Files {
         for Diff { file, key, change, bases } in &entry.diffs {
             let leaf = Leaf { version: version.clone(), value: change.value().cloned() };
             let seen = &self.seen;
-            let held = self.files.entry(file.clone()).or_default();
+            let held = Arc::make_mut(self.files.entry(file.clone()).or_default());
             let register = held.update(key, |register| register.write(leaf, bases, seen)).clone();
             written.push(Written { file: file.clone(), key: key.clone(), register });
         }
@@ -265,11 +277,10 @@ impl Files {
     /// Forgets what was deleted: one of the deliberate faults that the simulator must find (`flaw`).
     pub fn forget_deletions(&mut self, written: &[Written]) {
         for Written { file, key, .. } in written {
-            if let Some(held) = self.files.get_mut(file)
-                && held.registers.get(key).is_some_and(|register| register.value().is_none())
-            {
+            let held = self.file_mut(file.clone());
+            if held.register(key).is_some_and(|register| register.value().is_none()) {
                 held.update(key, |register| *register = Register::default());
-                held.registers.remove(key);
+                held.registers.remove(key.as_str());
             }
         }
     }
@@ -277,18 +288,14 @@ impl Files {
     /// Forgets what lost: another deliberate fault.
     pub fn forget_conflicts(&mut self, written: &mut [Written]) {
         for Written { file, key, register } in written {
-            if let Some(held) = self.files.get_mut(file) {
-                *register = held.update(key, |register| register.leaves.truncate(1)).clone();
-            }
+            *register = self.file_mut(file.clone()).update(key, |register| register.leaves.truncate(1)).clone();
         }
     }
 
     /// Forgets what was announced: another deliberate fault.
     pub fn forget_early(&mut self, written: &mut [Written]) {
         for Written { file, key, register } in written {
-            if let Some(held) = self.files.get_mut(file) {
-                *register = held.update(key, |register| register.early.clear()).clone();
-            }
+            *register = self.file_mut(file.clone()).update(key, |register| register.early.clear()).clone();
         }
     }
 
@@ -297,12 +304,12 @@ impl Files {
         let mut written = Vec::new();
         let absent = Register::default();
         for (name, theirs) in &other.files {
-            let mine = self.files.entry(name.clone()).or_default();
-            for (key, register) in &theirs.registers {
+            let mine = Arc::make_mut(self.files.entry(name.clone()).or_default());
+            for (key, register) in theirs.registers() {
                 let before = mine.register(key).cloned();
                 let after = mine.update(key, |held| held.merge(&self.seen, register, &other.seen)).clone();
                 if before.as_ref() != Some(&after) {
-                    written.push(Written { file: name.clone(), key: key.clone(), register: after });
+                    written.push(Written { file: name.clone(), key: key.to_owned(), register: after });
                 }
             }
         }
@@ -310,14 +317,14 @@ impl Files {
         for (name, mine) in &mut self.files {
             let theirs = other.files.get(name);
             let lacking: Vec<String> = mine
-                .registers
-                .iter()
+                .registers()
                 .filter(|(key, register)| {
                     !register.early.is_empty() && theirs.is_none_or(|file| file.register(key).is_none())
                 })
-                .map(|(key, _)| key.clone())
+                .map(|(key, _)| key.to_owned())
                 .collect();
             for key in lacking {
+                let mine = Arc::make_mut(mine);
                 let after = mine.update(&key, |held| held.merge(&self.seen, &absent, &other.seen)).clone();
                 written.push(Written { file: name.clone(), key, register: after });
             }

@@ -283,13 +283,13 @@ impl FilePart {
         let held = files.file(name);
         let mut part = Self {
             file: name.clone(),
-            digest: held.map_or(Digest::ZERO, File::digest),
+            digest: held.map_or(Digest::ZERO, |held| held.digest()),
             schema: files.builtin(file::SCHEMA).and_then(|schemas| schemas.record(name.as_str())).cloned(),
             registers: Vec::new(),
             next: None,
         };
         let mut bytes = 0;
-        for (key, register) in held.into_iter().flat_map(File::registers) {
+        for (key, register) in held.into_iter().flat_map(|held| held.registers()) {
             if after.is_some_and(|after| key <= after) {
                 continue;
             }
