@@ -37,7 +37,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How often it is checked that the path still leads to the folder; a mount over it makes no event.
 const FOLDER_CHECK_EVERY: Duration = Duration::from_secs(5);
 /// Making texts may take one part in so many of the time: a text costs time in proportion to its file.
-const SHOW_COST_FACTOR: u32 = 20;
+const SHOW_COST_FACTOR: u32 = 50;
 const EVENTS_BYTES: usize = 64 * 1024;
 const FOLDER_ALARM: &str = "plain-file folder";
 
