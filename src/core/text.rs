@@ -198,7 +198,7 @@ impl ShownFile {
             }
             let bases = register.bases();
             if bases.len() < register.leaves.len() {
-                let rivals = register.all_leaves().into_iter().filter(|version| !bases.contains(version)).collect();
+                let rivals = register.newest_leaves().into_iter().filter(|version| !bases.contains(version)).collect();
                 shown.rivals.insert(key.to_owned(), rivals);
             }
             shown.bases.insert(key.to_owned(), bases);

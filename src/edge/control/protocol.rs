@@ -150,7 +150,7 @@ impl Resolve {
                 Change::Del(lost)
             }
         };
-        Ok(Edit { file: self.file.clone(), change, bases: Some(register.all_leaves()) })
+        Ok(Edit { file: self.file.clone(), change, bases: Some(register.newest_leaves()) })
     }
 }
 
