@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -236,10 +237,10 @@ impl File {
     }
 }
 
-/// All management files, and the entries they are made of.
+/// All management files, and the entries they are made of. A clone shares the files until one of the two is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Files {
-    files: BTreeMap<FileName, File>,
+    files: BTreeMap<FileName, Arc<File>>,
     seen: Vector,
 }
 
@@ -259,7 +260,7 @@ impl Files {
     pub fn restore(registers: impl IntoIterator<Item = Written>, seen: Vector) -> Self {
         let mut files = Self { files: BTreeMap::new(), seen };
         for Written { file, key, register } in registers {
-            files.files.entry(file).or_default().update(&key, |held| *held = register);
+            Arc::make_mut(files.files.entry(file).or_default()).update(&key, |held| *held = register);
         }
         files
     }
@@ -269,11 +270,16 @@ impl Files {
     }
 
     pub fn file(&self, name: &FileName) -> Option<&File> {
-        self.files.get(name)
+        self.files.get(name).map(Arc::as_ref)
+    }
+
+    /// A file as it is now, and stays.
+    pub fn snapshot(&self, name: &FileName) -> Option<Arc<File>> {
+        self.files.get(name).cloned()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&FileName, &File)> {
-        self.files.iter()
+        self.files.iter().map(|(name, file)| (name, file.as_ref()))
     }
 
     /// The records of a built-in file.
@@ -282,7 +288,7 @@ impl Files {
     }
 
     pub fn builtin(&self, name: &str) -> Option<&File> {
-        self.files.get(&FileName::new(name).expect("built-in file names are well formed"))
+        self.file(&FileName::new(name).expect("built-in file names are well formed"))
     }
 
     /// The schema in force for a file. A declaration that does not hold water counts as none.
@@ -302,7 +308,7 @@ impl Files {
         for Diff { file, key, change, bases } in &entry.diffs {
             let leaf = Leaf { version: version.clone(), value: change.value().cloned() };
             let seen = &self.seen;
-            let held = self.files.entry(file.clone()).or_default();
+            let held = Arc::make_mut(self.files.entry(file.clone()).or_default());
             held.change(key, |register| register.write(key, leaf, bases, seen));
         }
         self.seen.raise(&entry.id.stream, entry.id.seq);
@@ -320,7 +326,7 @@ impl Files {
     /// Forgets what was deleted: one of the deliberate faults that the simulator must find (`flaw`).
     pub fn forget_deletions(&mut self, touched: &Touched) {
         for (file, key) in touched {
-            if let Some(held) = self.files.get_mut(file)
+            if let Some(held) = self.files.get_mut(file).map(Arc::make_mut)
                 && held.registers.get(key).is_some_and(|register| register.value().is_none())
             {
                 held.update(key, |register| *register = Register::default());
@@ -341,7 +347,7 @@ impl Files {
 
     fn update_touched(&mut self, touched: &Touched, change: impl Fn(&mut Register)) {
         for (file, key) in touched {
-            if let Some(held) = self.files.get_mut(file) {
+            if let Some(held) = self.files.get_mut(file).map(Arc::make_mut) {
                 held.update(key, &change);
             }
         }
@@ -352,7 +358,7 @@ impl Files {
         let mut written = Vec::new();
         let absent = Register::default();
         for (name, theirs) in &other.files {
-            let mine = self.files.entry(name.clone()).or_default();
+            let mine = Arc::make_mut(self.files.entry(name.clone()).or_default());
             for (key, register) in &theirs.registers {
                 let before = mine.register(key).cloned();
                 let after = mine.update(key, |held| held.merge(&self.seen, register, &other.seen)).clone();
@@ -373,7 +379,8 @@ impl Files {
                 .map(|(key, _)| key.clone())
                 .collect();
             for key in lacking {
-                let after = mine.update(&key, |held| held.merge(&self.seen, &absent, &other.seen)).clone();
+                let after =
+                    Arc::make_mut(mine).update(&key, |held| held.merge(&self.seen, &absent, &other.seen)).clone();
                 written.push(Written { file: name.clone(), key, register: after });
             }
         }

@@ -272,6 +272,9 @@ impl Node {
             Input::CheckpointStored { floor } => self.checkpoint_stored(now, floor, &mut out),
             Input::CheckpointFailed => self.checkpoint_failed(&mut out),
             Input::Archived { floor } => self.floor = floor,
+            Input::CheckpointProgress { peer, collected_bytes } => {
+                self.sync.checkpoint_progress(&peer, collected_bytes, now.monotonic_us);
+            }
             Input::CheckpointReceived { peer, checkpoint } => {
                 if self.sync.wants_checkpoint_of(&peer) {
                     self.incoming = Some((peer, checkpoint));
