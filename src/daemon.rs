@@ -5,6 +5,7 @@
 //! disks block. What has to do with neither entries nor files (bundles, checkpoints in transit, certificates, joining) is
 //! kept by the modules below and never changes a file but by a transaction.
 
+mod control;
 mod membership;
 mod requests;
 mod stages;
@@ -29,10 +30,10 @@ use crate::core::schema::file;
 use crate::core::text::ShownFile;
 use crate::edge::bundles::{BundleFetcher, BundleStore, PART_BYTES};
 use crate::edge::certificate::{AuthorityCertificate, CertificateDirectory, CertificateError};
-use crate::edge::checkpoint_transfer::{CheckpointCollector, parts};
+use crate::edge::checkpoint_transfer::{CheckpointCollector, Collected, parts};
 use crate::edge::clock::{SystemClock, monotonic_ns, wall_ms};
 use crate::edge::config::Config;
-use crate::edge::control::{ControlError, ControlSocket, FileChange, Handler, Peer, Request, Response, Responses};
+use crate::edge::control::{Conflict, ControlError, ControlSocket, FileChange, FileSnapshot, Peer, Request, Response};
 use crate::edge::frame::SendError;
 use crate::edge::journal::JournalError;
 use crate::edge::lock::{DirectoryLock, LockError};
@@ -42,6 +43,7 @@ use crate::edge::tls::TlsIdentity;
 use crate::edge::view::ViewError;
 use crate::format;
 use crate::ports::carry_out;
+use control::ControlHandler;
 use stages::Stage;
 use world::World;
 
@@ -87,6 +89,8 @@ pub enum DaemonError {
 /// What is asked of the loop by the tasks around it.
 enum Command {
     Control { peer: Peer, request: Request, reply: oneshot::Sender<Response> },
+    Read { file: FileName, reply: oneshot::Sender<FileSnapshot> },
+    Conflicts { file: Option<FileName>, reply: oneshot::Sender<Vec<Conflict>> },
     Watch { files: BTreeSet<FileName>, changes: mpsc::Sender<FileChange> },
     Admit(membership::AdmitCommand),
 }
@@ -139,7 +143,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
     let start::Started { mut daemon, mut completions, mut mesh_events, mut plain_events } =
         start::start(config, command_sender.clone()).await?;
     let socket = ControlSocket::bind(&daemon.config.directory, &daemon.config.control)?;
-    let control = tokio::spawn(socket.serve(ControlHandler { commands: command_sender }));
+    let control = tokio::spawn(socket.serve(ControlHandler::new(command_sender)));
     let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -343,6 +347,9 @@ impl Daemon {
     fn command(&mut self, command: Command) {
         match command {
             Command::Control { peer, request, reply } => self.request(peer, request, reply),
+            // Whoever asked may have gone; then nobody needs the answer.
+            Command::Read { file, reply } => drop(reply.send(FileSnapshot::of(self.node.files(), &file))),
+            Command::Conflicts { file, reply } => drop(reply.send(self.conflicts(file.as_ref()))),
             Command::Watch { files, changes } => self.watchers.push((files, changes)),
             Command::Admit(admit) => self.admit(admit),
         }
@@ -415,14 +422,19 @@ impl Daemon {
             // What nobody asked for is not collected.
             Message::CheckpointPart { .. } if !self.node.sync().wants_checkpoint_of(&peer) => {}
             Message::CheckpointPart { digest, total, offset, bytes } => {
-                if let Some(encoded) = self.checkpoints.part(&peer, digest, total, offset, &bytes) {
-                    match format::decode_checkpoint(&encoded, self.ca.cluster()) {
-                        Ok(checkpoint) => {
-                            let checkpoint = Box::new(checkpoint);
-                            self.input(Input::CheckpointReceived { peer, checkpoint });
-                        }
-                        Err(error) => self.world.mesh.disconnect(&peer, &format!("its checkpoint: {error}")),
+                let encoded = match self.checkpoints.part(&peer, digest, total, offset, &bytes) {
+                    Collected::Nothing => return,
+                    Collected::Part { collected_bytes } => {
+                        return self.input(Input::CheckpointProgress { peer, collected_bytes });
                     }
+                    Collected::Whole(encoded) => encoded,
+                };
+                match format::decode_checkpoint(&encoded, self.ca.cluster()) {
+                    Ok(checkpoint) => {
+                        let checkpoint = Box::new(checkpoint);
+                        self.input(Input::CheckpointReceived { peer, checkpoint });
+                    }
+                    Err(error) => self.world.mesh.disconnect(&peer, &format!("its checkpoint: {error}")),
                 }
             }
             Message::WantBundle { digest, offset } => {
@@ -504,40 +516,5 @@ impl Daemon {
         }
         drop(self.plain);
         self.world.close().await;
-    }
-}
-
-/// Hands requests of the control socket to the loop.
-#[derive(Clone)]
-struct ControlHandler {
-    commands: mpsc::Sender<Command>,
-}
-
-impl Handler for ControlHandler {
-    async fn handle(&self, peer: Peer, request: Request) -> Response {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.commands.send(Command::Control { peer, request, reply }).await;
-        match (sent, answer.await) {
-            (Ok(()), Ok(response)) => response,
-            _ => Response::Refused(Refusal::Stopping),
-        }
-    }
-
-    async fn watch(&self, _peer: Peer, request: Request, responses: Responses) -> Response {
-        let Request::Watch { files } = request else {
-            return Response::failed("this is not a watch request", "");
-        };
-        let (changes, mut watched) = mpsc::channel(4096);
-        if self.commands.send(Command::Watch { files: files.into_iter().collect(), changes }).await.is_err()
-            || responses.send(Response::Watching).await.is_err()
-        {
-            return Response::Stopping;
-        }
-        while let Some(change) = watched.recv().await {
-            if responses.send(Response::Change(change)).await.is_err() {
-                break;
-            }
-        }
-        Response::Stopping
     }
 }

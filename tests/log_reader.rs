@@ -126,7 +126,7 @@ fn figures_are_printed() {
         let mut files = Files::default();
         let (started, cpu_before_s) = (Instant::now(), cpu_seconds());
         let on_item = |item| match item {
-            Replayed::Entry(sealed) if apply => drop(files.apply(sealed.entry())),
+            Replayed::Entry(sealed) if apply => files.apply(sealed.entry()),
             _ => {}
         };
         let opened = journal::open(rig.config.clone(), &TestCertifier, Arc::new(|| 0), Arc::new(|_| ()), on_item);

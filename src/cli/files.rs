@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::edits::{EditArgs, edit_of, tell};
-use super::error::{Answer, Failure, Outcome, Report};
+use super::error::{Answer, Failure, Outcome};
 use super::output::{Style, printable};
 use super::time::format_ms;
 use super::{DirectoryArgs, Session, dump, files_edit, on_behalf_of, paper};
@@ -18,12 +18,10 @@ use crate::core::merge::{Files, Written};
 use crate::core::record::Record;
 use crate::core::schema::Schema;
 use crate::core::version::Vector;
-use crate::edge::control::{Conflict, FileSummary, Keep, Request, Resolve, Response};
+use crate::edge::control::{Conflict, FileSummary, Keep, KeyedRegister, Request, Resolve, Response};
 
 /// Largest input of `apply`, in bytes.
 const APPLY_BYTES_MAX: u64 = 4 << 20;
-/// How often a file that changes while its parts are fetched is fetched anew.
-const FETCH_ATTEMPTS_MAX: usize = 20;
 
 #[derive(Debug, Subcommand)]
 pub enum FilesCommand {
@@ -189,37 +187,28 @@ pub struct Fetched {
 
 /// Gets a whole file from the daemon, in one state.
 pub fn fetch(directory: &DirectoryArgs, file: &FileName) -> Result<Fetched, Failure> {
-    let mut client = directory.connect()?;
-    for _ in 0..FETCH_ATTEMPTS_MAX {
-        let mut after = None;
-        let mut digest = None;
-        let mut registers = Vec::new();
-        loop {
-            let part = match client.call(&Request::FileShow { file: file.clone(), after })? {
-                Response::File(part) => part,
-                other => return Err(Failure::of_response(other)),
-            };
-            if *digest.get_or_insert(part.digest) != part.digest {
-                break;
-            }
-            registers.extend(part.registers.into_iter().map(|keyed| Written {
-                file: file.clone(),
-                key: keyed.key,
-                register: keyed.register,
-            }));
-            after = part.next;
-            if after.is_none() {
-                let declared = part.schema.and_then(|record| Schema::from_record(&record).ok());
-                let schema = Schema::builtin(file).or(declared.map(|(_, schema)| schema)).unwrap_or_else(Schema::any);
-                let files = Files::restore(registers, Vector::default());
-                return Ok(Fetched { digest: part.digest, schema, files });
+    let mut fetched = Fetched { digest: Digest::ZERO, schema: Schema::any(), files: Files::default() };
+    let mut registers: Vec<Written> = Vec::new();
+    for response in directory.connect()?.call_all(&Request::FileRead { file: file.clone() })? {
+        let part = match response {
+            Response::File(part) => part,
+            other => return Err(Failure::of_response(other)),
+        };
+        fetched.digest = part.digest;
+        let declared = part.schema.and_then(|record| Schema::from_record(&record).ok());
+        fetched.schema = Schema::builtin(file).or(declared.map(|(_, schema)| schema)).unwrap_or_else(Schema::any);
+        for KeyedRegister { key, register } in part.registers {
+            match registers.last_mut().filter(|last| last.key == key) {
+                Some(Written { register: begun, .. }) => {
+                    begun.leaves.extend(register.leaves);
+                    begun.early.extend(register.early);
+                }
+                None => registers.push(Written { file: file.clone(), key, register }),
             }
         }
     }
-    Err(Failure::Daemon(Report::new(
-        format!("{file} changes faster than it can be read"),
-        "read it in the plain-file view, or try again when it is quieter",
-    )))
+    fetched.files = Files::restore(registers, Vector::default());
+    Ok(fetched)
 }
 
 fn list(args: &ListArgs, session: &mut Session) -> Outcome {
@@ -335,10 +324,14 @@ fn change_of_key(
 }
 
 fn fetch_conflicts(directory: &DirectoryArgs, file: Option<FileName>) -> Result<Vec<Conflict>, Failure> {
-    match directory.call(&Request::Conflicts { file })? {
-        Response::Conflicts(conflicts) => Ok(conflicts),
-        other => Err(Failure::of_response(other)),
+    let mut all = Vec::new();
+    for response in directory.connect()?.call_all(&Request::Conflicts { file })? {
+        match response {
+            Response::Conflicts(conflicts) => all.extend(conflicts),
+            other => return Err(Failure::of_response(other)),
+        }
     }
+    Ok(all)
 }
 
 fn conflicts(args: &ConflictsArgs, session: &mut Session) -> Outcome {
@@ -355,6 +348,9 @@ fn conflicts(args: &ConflictsArgs, session: &mut Session) -> Outcome {
             let mark = if index == 0 { "in force" } else { "lost" };
             let time = format_ms(leaf.time_ms, &session.zone);
             output.line(format_args!("  {index}  {mark:<8}  {time}  {}  {value}", leaf.entry))?;
+        }
+        if conflict.further > 0 {
+            output.line(format_args!("  and {} more; settle these first", conflict.further))?;
         }
     }
     if conflicts.is_empty() && !output.is_json() {

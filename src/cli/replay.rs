@@ -324,7 +324,7 @@ mod tests {
         let mut author = Author::new("S1");
         let entries = [author.add("Notes", "a, 1"), author.add("Notes", "b, 2"), author.add("Notes", "c, 3")];
         let mut checkpoint = Checkpoint::default();
-        entries[..2].iter().for_each(|sealed| drop(checkpoint.files.apply(sealed.entry())));
+        entries[..2].iter().for_each(|sealed| checkpoint.files.apply(sealed.entry()));
         let checkpoints = [checkpoint];
         let fold = |point: Point, entries: &[std::sync::Arc<crate::core::entry::Sealed>]| {
             let mut fold = Fold::new(point, &checkpoints);

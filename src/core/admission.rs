@@ -31,10 +31,10 @@ impl Overlay {
     /// Takes an entry of the commit into account.
     pub fn note(&mut self, files: &Files, entry: &Entry) {
         for diff in &entry.diffs {
-            let mut register = self.register(files, &diff.file, &diff.key).cloned().unwrap_or_default();
-            register.leaves.retain(|leaf| !diff.bases.contains(&leaf.version));
-            register.leaves.insert(0, Leaf { version: entry.version(), value: diff.change.value().cloned() });
-            self.registers.insert((diff.file.clone(), diff.key.clone()), register);
+            let held = || files.file(&diff.file).and_then(|held| held.register(&diff.key)).cloned().unwrap_or_default();
+            let register = self.registers.entry((diff.file.clone(), diff.key.clone())).or_insert_with(held);
+            register.build_upon(&diff.bases);
+            register.insert(Leaf { version: entry.version(), value: diff.change.value().cloned() });
         }
     }
 }

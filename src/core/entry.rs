@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::clock::Timestamp;
 use super::diff::{BASES_MAX, Change, Diff};
-use super::id::{ClusterId, Digest, EntryId, Lane};
+use super::id::{ClusterId, Digest, EntryId, FileName, Lane};
 use super::priority::Class;
 use super::record::Record;
 use super::schema::Schema;
@@ -78,6 +78,11 @@ impl Entry {
     /// The most that the entry can take in the log, frame and signature included.
     pub fn frame_bytes_max(&self) -> usize {
         2 * self.weight_bytes() + 256
+    }
+
+    /// The records that it writes, by file and key.
+    pub fn touched(&self) -> impl Iterator<Item = (FileName, String)> {
+        self.diffs.iter().map(|diff| (diff.file.clone(), diff.key.clone()))
     }
 
     /// Checks the bounds and rules that hold for every entry, whoever made it.

@@ -153,6 +153,11 @@ pub enum Input {
     Archived {
         floor: Vector,
     },
+    /// A part of the checkpoint that was asked of a peer arrived: it has sent so many bytes of it by now.
+    CheckpointProgress {
+        peer: ServerName,
+        collected_bytes: u64,
+    },
     /// A peer's checkpoint arrived whole and passed its checks.
     CheckpointReceived {
         peer: ServerName,

@@ -8,14 +8,16 @@
 //! leaves without a record (tombstones), for an older write that arrives later must not bring the record back.
 //! Two whole states merge by the rule of dotted version vectors (Preguiça et al., 2010): a leaf that the other
 //! side has seen and no longer holds has been built upon.
+//! Leaves are found by halving and their digests add up, so writes piled up on one record by an origin
+//! that builds upon nothing cost about what they would cost on as many records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::diff::Diff;
+use super::diff::{BASES_MAX, Diff};
 use super::entry::Entry;
 use super::id::{Digest, FileName};
 use super::record::Record;
@@ -49,24 +51,57 @@ impl Register {
         self.leaves.iter().skip(1).filter(move |leaf| Some(&leaf.value) != winner)
     }
 
-    /// What an ordinary edit of this record builds on: its value, and the other leaves that say the same.
+    /// What an ordinary edit of this record builds on: its value, and the other leaves that say the same; the newest
+    /// [`BASES_MAX`] of them.
     pub fn bases(&self) -> Vec<Version> {
         let winner = self.leaves.first().map(|leaf| &leaf.value);
-        self.leaves.iter().filter(|leaf| Some(&leaf.value) == winner).map(|leaf| leaf.version.clone()).collect()
+        let same = self.leaves.iter().filter(|leaf| Some(&leaf.value) == winner);
+        same.take(BASES_MAX).map(|leaf| leaf.version.clone()).collect()
     }
 
-    /// What an edit that settles the conflicts builds on: every leaf.
-    pub fn all_leaves(&self) -> Vec<Version> {
-        self.leaves.iter().map(|leaf| leaf.version.clone()).collect()
+    /// What an edit that settles the conflicts builds on: every leaf, of more than [`BASES_MAX`] the newest.
+    pub fn newest_leaves(&self) -> Vec<Version> {
+        self.leaves.iter().take(BASES_MAX).map(|leaf| leaf.version.clone()).collect()
     }
 
-    /// Applies one write; `seen` is what had been applied before it.
-    fn write(&mut self, leaf: Leaf, bases: &[Version], seen: &Vector) {
-        for base in bases {
-            self.leaves.retain(|held| held.version != *base);
-            if !seen.holds(&base.entry)
-                && let Err(at) = self.early.binary_search(base)
-            {
+    /// Takes out the leaves that a write builds upon.
+    pub fn build_upon(&mut self, bases: &[Version]) -> Vec<Leaf> {
+        let mut found: Vec<usize> = bases.iter().filter_map(|base| self.position(base).ok()).collect();
+        found.sort_unstable();
+        found.dedup();
+        match found[..] {
+            [] => Vec::new(),
+            [at] => vec![self.leaves.remove(at)],
+            // One pass, however many there are.
+            _ => {
+                let mut at = 0;
+                let mut found = found.into_iter().peekable();
+                let is_base = |_: &mut Leaf| {
+                    at += 1;
+                    found.next_if_eq(&(at - 1)).is_some()
+                };
+                self.leaves.extract_if(.., is_base).collect()
+            }
+        }
+    }
+
+    /// Puts a leaf in its place.
+    pub fn insert(&mut self, leaf: Leaf) {
+        let at = self.position(&leaf.version).unwrap_or_else(|at| at);
+        self.leaves.insert(at, leaf);
+    }
+
+    /// Where the leaf of a version is, or would be.
+    fn position(&self, version: &Version) -> Result<usize, usize> {
+        self.leaves.binary_search_by(|held| version.cmp(&held.version))
+    }
+
+    /// Applies one write; `seen` is what had been applied before it. Returns the change of the digest.
+    fn write(&mut self, key: &str, leaf: Leaf, bases: &[Version], seen: &Vector) -> Digest {
+        let mut changed = Digest::ZERO;
+        self.build_upon(bases).iter().for_each(|gone| changed.toggle(&gone.digest(key)));
+        for base in bases.iter().filter(|base| !seen.holds(&base.entry)) {
+            if let Err(at) = self.early.binary_search(base) {
                 self.early.insert(at, base.clone());
             }
         }
@@ -74,39 +109,42 @@ impl Register {
             Ok(at) => {
                 self.early.remove(at);
             }
-            Err(_) => self.insert(leaf),
+            Err(_) => {
+                changed.toggle(&leaf.digest(key));
+                self.insert(leaf);
+            }
         }
-    }
-
-    fn insert(&mut self, leaf: Leaf) {
-        let at = self.leaves.partition_point(|held| held.version > leaf.version);
-        self.leaves.insert(at, leaf);
+        changed
     }
 
     fn merge(&mut self, seen: &Vector, other: &Register, other_seen: &Vector) {
+        let holds = |register: &Register, leaf: &Leaf| register.position(&leaf.version).is_ok();
         let covered = |leaf: &Leaf, register: &Register, vector: &Vector| {
-            register.early.contains(&leaf.version)
-                || (vector.holds(&leaf.version.entry) && !register.leaves.contains(leaf))
+            register.early.binary_search(&leaf.version).is_ok()
+                || (vector.holds(&leaf.version.entry) && !holds(register, leaf))
         };
-        let theirs: Vec<Leaf> = other
-            .leaves
-            .iter()
-            .filter(|leaf| !self.leaves.contains(leaf) && !covered(leaf, self, seen))
-            .cloned()
-            .collect();
+        let lacking = other.leaves.iter().filter(|leaf| !holds(self, leaf) && !covered(leaf, self, seen));
+        let theirs: Vec<Leaf> = lacking.cloned().collect();
         self.leaves.retain(|leaf| !covered(leaf, other, other_seen));
-        theirs.into_iter().for_each(|leaf| self.insert(leaf));
+        self.leaves.extend(theirs);
+        self.leaves.sort_unstable_by(|one, other| other.version.cmp(&one.version));
         self.early.extend(other.early.iter().cloned());
         self.early.retain(|version| !seen.holds(&version.entry) && !other_seen.holds(&version.entry));
         self.early.sort_unstable();
         self.early.dedup();
     }
 
-    /// Depends on the leaves alone: what is early is a matter of what has arrived, not of what is true.
+    /// The sum of the leaves' digests. What is early does not count: it is a matter of what has arrived, not of what
+    /// is true.
     fn digest(&self, key: &str) -> Digest {
-        if self.leaves.is_empty() {
-            return Digest::ZERO;
-        }
+        let mut sum = Digest::ZERO;
+        self.leaves.iter().for_each(|leaf| sum.toggle(&leaf.digest(key)));
+        sum
+    }
+}
+
+impl Leaf {
+    fn digest(&self, key: &str) -> Digest {
         // Canonical and small: lengths in front of texts, numbers little-endian, a deletion as a record without fields.
         let mut canonical = Vec::with_capacity(256);
         let text = |text: &str, canonical: &mut Vec<u8>| {
@@ -114,17 +152,16 @@ impl Register {
             canonical.extend_from_slice(text.as_bytes());
         };
         text(key, &mut canonical);
-        for Leaf { version, value } in &self.leaves {
-            let stream = &version.entry.stream;
-            text(stream.origin.as_str(), &mut canonical);
-            canonical.extend_from_slice(&stream.run.to_le_bytes());
-            canonical.push(stream.lane as u8);
-            canonical.extend_from_slice(&version.entry.seq.to_le_bytes());
-            canonical.extend_from_slice(&version.time.0.to_le_bytes());
-            let fields = value.as_ref().map_or(0, Record::field_count);
-            canonical.extend_from_slice(&(fields as u64).to_le_bytes());
-            value.iter().flat_map(Record::fields).for_each(|field| text(field, &mut canonical));
-        }
+        let Leaf { version, value } = self;
+        let stream = &version.entry.stream;
+        text(stream.origin.as_str(), &mut canonical);
+        canonical.extend_from_slice(&stream.run.to_le_bytes());
+        canonical.push(stream.lane as u8);
+        canonical.extend_from_slice(&version.entry.seq.to_le_bytes());
+        canonical.extend_from_slice(&version.time.0.to_le_bytes());
+        let fields = value.as_ref().map_or(0, Record::field_count);
+        canonical.extend_from_slice(&(fields as u64).to_le_bytes());
+        value.iter().flat_map(Record::fields).for_each(|field| text(field, &mut canonical));
         Digest(*blake3::hash(&canonical).as_bytes())
     }
 }
@@ -132,15 +169,9 @@ impl Register {
 /// One management file. A copy shares the records, and holds what they were when it was made.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct File {
-    registers: BTreeMap<Arc<str>, Held>,
+    registers: BTreeMap<Arc<str>, Arc<Register>>,
     digest: Digest,
     live: usize,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Held {
-    register: Arc<Register>,
-    digest: Digest,
 }
 
 impl File {
@@ -151,11 +182,11 @@ impl File {
 
     /// Every register, deleted ones too.
     pub fn registers(&self) -> impl Iterator<Item = (&str, &Register)> {
-        self.registers.iter().map(|(key, held)| (key.as_ref(), held.register.as_ref()))
+        self.registers.iter().map(|(key, register)| (key.as_ref(), register.as_ref()))
     }
 
     pub fn register(&self, key: &str) -> Option<&Register> {
-        self.registers.get(key).map(|held| held.register.as_ref())
+        self.registers.get(key).map(Arc::as_ref)
     }
 
     pub fn record(&self, key: &str) -> Option<&Record> {
@@ -183,29 +214,40 @@ impl File {
         })
     }
 
+    /// Changes a register as a whole.
     fn update(&mut self, key: &str, change: impl FnOnce(&mut Register)) -> &Register {
+        self.change(key, |register| {
+            let mut changed = register.digest(key);
+            change(register);
+            changed.toggle(&register.digest(key));
+            changed
+        })
+    }
+
+    /// Changes a register; `change` returns what its digest has changed by.
+    fn change(&mut self, key: &str, change: impl FnOnce(&mut Register) -> Digest) -> &Register {
         if !self.registers.contains_key(key) {
-            self.registers.insert(key.into(), Held { register: Arc::default(), digest: Digest::ZERO });
+            self.registers.insert(key.into(), Arc::default());
         }
-        let held = self.registers.get_mut(key).expect("it was put there if it was missing");
-        self.digest.toggle(&held.digest);
-        self.live -= usize::from(held.register.value().is_some());
-        change(Arc::make_mut(&mut held.register));
-        held.digest = held.register.digest(key);
-        self.digest.toggle(&held.digest);
-        self.live += usize::from(held.register.value().is_some());
-        &held.register
+        let register = Arc::make_mut(self.registers.get_mut(key).expect("it was put there if it was missing"));
+        self.live -= usize::from(register.value().is_some());
+        self.digest.toggle(&change(register));
+        self.live += usize::from(register.value().is_some());
+        register
     }
 }
 
-/// All management files, and the entries they are made of. A copy shares the files that are not written afterwards.
+/// All management files, and the entries they are made of. A copy shares the files until one of the two is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Files {
     files: BTreeMap<FileName, Arc<File>>,
     seen: Vector,
 }
 
-/// A register that an entry has changed.
+/// The registers that entries have changed, by file and key.
+pub type Touched = BTreeSet<(FileName, String)>;
+
+/// A register that has changed, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     pub file: FileName,
@@ -258,25 +300,31 @@ impl Files {
         Arc::make_mut(self.files.entry(name).or_default())
     }
 
-    /// Applies an entry; the next of its stream. Returns the registers that it changed.
-    pub fn apply(&mut self, entry: &Entry) -> Vec<Written> {
+    /// Applies an entry; the next of its stream.
+    pub fn apply(&mut self, entry: &Entry) {
         debug_assert_eq!(self.seen.seq(&entry.id.stream) + 1, entry.id.seq, "entries are applied in stream order");
         let version = entry.version();
-        let mut written = Vec::with_capacity(entry.diffs.len());
         for Diff { file, key, change, bases } in &entry.diffs {
             let leaf = Leaf { version: version.clone(), value: change.value().cloned() };
             let seen = &self.seen;
             let held = Arc::make_mut(self.files.entry(file.clone()).or_default());
-            let register = held.update(key, |register| register.write(leaf, bases, seen)).clone();
-            written.push(Written { file: file.clone(), key: key.clone(), register });
+            held.change(key, |register| register.write(key, leaf, bases, seen));
         }
         self.seen.raise(&entry.id.stream, entry.id.seq);
-        written
+    }
+
+    /// The registers that were touched, as they are now; each once, however often it was written.
+    pub fn written(&self, touched: Touched) -> Vec<Written> {
+        let written = touched.into_iter().filter_map(|(file, key)| {
+            let register = self.file(&file)?.register(&key)?.clone();
+            Some(Written { file, key, register })
+        });
+        written.collect()
     }
 
     /// Forgets what was deleted: one of the deliberate faults that the simulator must find (`flaw`).
-    pub fn forget_deletions(&mut self, written: &[Written]) {
-        for Written { file, key, .. } in written {
+    pub fn forget_deletions(&mut self, touched: &Touched) {
+        for (file, key) in touched {
             let held = self.file_mut(file.clone());
             if held.register(key).is_some_and(|register| register.value().is_none()) {
                 held.update(key, |register| *register = Register::default());
@@ -286,16 +334,18 @@ impl Files {
     }
 
     /// Forgets what lost: another deliberate fault.
-    pub fn forget_conflicts(&mut self, written: &mut [Written]) {
-        for Written { file, key, register } in written {
-            *register = self.file_mut(file.clone()).update(key, |register| register.leaves.truncate(1)).clone();
-        }
+    pub fn forget_conflicts(&mut self, touched: &Touched) {
+        self.update_touched(touched, |register| register.leaves.truncate(1));
     }
 
     /// Forgets what was announced: another deliberate fault.
-    pub fn forget_early(&mut self, written: &mut [Written]) {
-        for Written { file, key, register } in written {
-            *register = self.file_mut(file.clone()).update(key, |register| register.early.clear()).clone();
+    pub fn forget_early(&mut self, touched: &Touched) {
+        self.update_touched(touched, |register| register.early.clear());
+    }
+
+    fn update_touched(&mut self, touched: &Touched, change: impl Fn(&mut Register)) {
+        for (file, key) in touched {
+            self.file_mut(file.clone()).update(key, &change);
         }
     }
 
@@ -353,5 +403,54 @@ impl Files {
             let open = held.registers().filter(|(_, register)| register.conflicts().next().is_some());
             open.map(move |(key, register)| (name, key, register))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::core::clock::Timestamp;
+    use crate::core::diff::Change;
+    use crate::core::id::{EntryId, Lane, ServerName, Stream};
+    use crate::core::priority::Class;
+
+    /// Entries of one stream that write one record each, and build upon nothing.
+    fn writes(count: u64, key: impl Fn(u64) -> String) -> Vec<Entry> {
+        let stream = Stream { origin: ServerName::new("S1").unwrap(), run: 1, lane: Lane::Audit };
+        let write = |seq: u64| Entry {
+            id: EntryId { stream: stream.clone(), seq },
+            time: Timestamp(seq),
+            class: Class::Transmission,
+            author: String::new(),
+            reason: String::new(),
+            previous: Digest::ZERO,
+            certificate: None,
+            diffs: vec![Diff {
+                file: FileName::new("Notes").unwrap(),
+                key: key(seq),
+                change: Change::Add(Record::of([key(seq).as_str(), &seq.to_string()])),
+                bases: Vec::new(),
+            }],
+        };
+        (1..=count).map(write).collect()
+    }
+
+    fn time_to_apply(entries: &[Entry]) -> (Files, Duration) {
+        let mut files = Files::default();
+        let began = Instant::now();
+        entries.iter().for_each(|entry| files.apply(entry));
+        files.written(entries.iter().flat_map(Entry::touched).collect());
+        (files, began.elapsed())
+    }
+
+    #[test]
+    fn writes_piled_up_on_one_record_cost_what_as_many_records_cost() {
+        const COUNT: u64 = 5_000;
+        let (files, piled) = time_to_apply(&writes(COUNT, |_| "a".into()));
+        let (_, spread) = time_to_apply(&writes(COUNT, |seq| format!("k{seq}")));
+        assert_eq!(files.conflicts().next().unwrap().2.conflicts().count() as u64, COUNT - 1);
+        assert!(piled < 20 * spread, "{COUNT} writes of one record took {piled:?}, of as many records {spread:?}");
     }
 }

@@ -24,7 +24,7 @@ use super::flaw::Flaw;
 use super::id::{ClusterId, Digest, EntryId, FileName, Lane, ServerName, Stream};
 use super::io::{Beat, Committed, Edit, Event, Input, Message, Output, Refusal, Ticket, Transaction, Wait};
 use super::lifecycle::Lifecycle;
-use super::merge::{Files, Written};
+use super::merge::{Files, Touched, Written};
 use super::oplog::{Admitted, Certifier, ChainError, Chains, Checkpoint, Head};
 use super::priority::{Class, ClassStatus, PriorityConfig, PriorityQueue};
 use super::record::Record;
@@ -272,6 +272,9 @@ impl Node {
             Input::CheckpointStored { floor } => self.checkpoint_stored(now, floor, &mut out),
             Input::CheckpointFailed => self.checkpoint_failed(&mut out),
             Input::Archived { floor } => self.floor = floor,
+            Input::CheckpointProgress { peer, collected_bytes } => {
+                self.sync.checkpoint_progress(&peer, collected_bytes, now.monotonic_us);
+            }
             Input::CheckpointReceived { peer, checkpoint } => {
                 if self.sync.wants_checkpoint_of(&peer) {
                     self.incoming = Some((peer, checkpoint));
@@ -518,20 +521,20 @@ impl Node {
         if entries.is_empty() {
             return;
         }
-        let mut written = Vec::new();
+        let mut touched = Touched::new();
         for sealed in &entries {
             let stream = &sealed.id().stream;
             self.durable.set(stream.clone(), Some(self.head_of(sealed)));
-            let mut changed = self.files.apply(sealed.entry());
+            self.files.apply(sealed.entry());
+            touched.extend(sealed.entry().touched());
             match self.config.flaw {
-                Some(Flaw::DropTombstone) => self.files.forget_deletions(&changed),
-                Some(Flaw::DropConflict) => self.files.forget_conflicts(&mut changed),
-                Some(Flaw::ForgetEarly) => self.files.forget_early(&mut changed),
+                Some(Flaw::DropTombstone) => self.files.forget_deletions(&touched),
+                Some(Flaw::DropConflict) => self.files.forget_conflicts(&touched),
+                Some(Flaw::ForgetEarly) => self.files.forget_early(&touched),
                 _ => {}
             }
-            written.append(&mut changed);
         }
-        self.files_written(written, out);
+        self.files_written(self.files.written(touched), out);
         self.acknowledge_received(sources, out);
         for (ticket, entry, wait, deadline_us) in tickets {
             if let Some(committed) = self.waits.begin(ticket, entry, wait, deadline_us, &self.others) {

@@ -23,6 +23,7 @@ const WANT_PATIENCE_US: u64 = 2_000_000;
 const ORIGIN_PATIENCE_US: u64 = 1_500_000;
 /// Least time between two vectors to the same peer, unless a link changed.
 const VECTOR_INTERVAL_US: u64 = 700_000;
+/// How long a checkpoint may make no progress before another peer is asked.
 const CHECKPOINT_PATIENCE_US: u64 = 30_000_000;
 
 /// A linked peer.
@@ -84,6 +85,14 @@ struct Wanted {
     since_us: u64,
 }
 
+/// Who was asked for its checkpoint.
+struct CheckpointWanted {
+    peer: ServerName,
+    /// When it was asked, or sent more of it than ever before.
+    progress_us: u64,
+    collected_bytes: u64,
+}
+
 /// What this server holds, as the flows need to know it.
 pub struct Holding<'a> {
     pub durable: &'a Vector,
@@ -101,8 +110,7 @@ pub struct Sync {
     wanted: BTreeMap<Stream, Wanted>,
     /// Since when entries of a linked origin have been missing, and how far the stream was then.
     missing: BTreeMap<Stream, (u64, u64)>,
-    /// Who was asked for its checkpoint, and when.
-    checkpoint_wanted: Option<(ServerName, u64)>,
+    checkpoint_wanted: Option<CheckpointWanted>,
 }
 
 impl Sync {
@@ -142,7 +150,7 @@ impl Sync {
             return;
         }
         self.wanted.retain(|_, wanted| wanted.peer != *name);
-        self.checkpoint_wanted.take_if(|(asked, _)| asked == name);
+        self.checkpoint_wanted.take_if(|wanted| wanted.peer == *name);
         let others: Vec<_> = self.peers.keys().cloned().collect();
         others.iter().for_each(|other| self.send_vector(other, holding, out));
     }
@@ -325,10 +333,14 @@ impl Sync {
                 ranges.push(Range { stream: stream.clone(), from: tip + 1, to });
             }
         }
-        let asked = self.checkpoint_wanted.as_ref();
-        let asked = asked.is_some_and(|(_, at)| holding.now_us.saturating_sub(*at) < CHECKPOINT_PATIENCE_US);
-        if too_far_behind && !asked {
-            self.checkpoint_wanted = Some((name.clone(), holding.now_us));
+        let may_ask = self.checkpoint_wanted.as_ref().is_none_or(|wanted| {
+            // Others come first.
+            let patiences = if wanted.peer == *name { 2 } else { 1 };
+            holding.now_us.saturating_sub(wanted.progress_us) >= patiences * CHECKPOINT_PATIENCE_US
+        });
+        if too_far_behind && may_ask {
+            let wanted = CheckpointWanted { peer: name.clone(), progress_us: holding.now_us, collected_bytes: 0 };
+            self.checkpoint_wanted = Some(wanted);
             out.push(Output::Send { peers: vec![name.clone()], message: Message::WantCheckpoint });
         }
         if !ranges.is_empty() {
@@ -338,7 +350,18 @@ impl Sync {
 
     /// Whether this peer was asked for its checkpoint; nobody else's is taken.
     pub fn wants_checkpoint_of(&self, name: &ServerName) -> bool {
-        self.checkpoint_wanted.as_ref().is_some_and(|(peer, _)| peer == name)
+        self.checkpoint_wanted.as_ref().is_some_and(|wanted| wanted.peer == *name)
+    }
+
+    /// A peer has sent so many bytes of its checkpoint. Only what is more than ever counts as progress: who begins again
+    /// and again gets no more patience.
+    pub fn checkpoint_progress(&mut self, name: &ServerName, collected_bytes: u64, now_us: u64) {
+        if let Some(wanted) = &mut self.checkpoint_wanted
+            && wanted.peer == *name
+            && wanted.collected_bytes < collected_bytes
+        {
+            (wanted.progress_us, wanted.collected_bytes) = (now_us, collected_bytes);
+        }
     }
 
     /// A checkpoint has been taken over: everybody may go on from there.
@@ -363,5 +386,70 @@ impl Sync {
 
     pub fn names(&self) -> BTreeSet<ServerName> {
         self.peers.keys().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::id::Lane;
+
+    /// A server with nothing, and two peers whose logs begin above what it would need.
+    fn far_behind() -> (Sync, Vec<ServerName>) {
+        let mut sync = Sync::new(ServerName::new("S9").unwrap(), Limits::default());
+        let peers: Vec<_> = ["S1", "S2"].map(|name| ServerName::new(name).unwrap()).into();
+        let stream = Stream { origin: ServerName::new("S3").unwrap(), run: 1, lane: Lane::Audit };
+        let (held, floor): (Vector, Vector) =
+            ([(stream.clone(), 9)].into_iter().collect(), [(stream, 5)].into_iter().collect());
+        let nothing = Vector::default();
+        let holding = Holding { durable: &nothing, tip: &|_| 0, floor: &nothing, now_us: 0 };
+        for peer in &peers {
+            sync.link_up(peer.clone(), &holding, &mut Vec::new());
+            let peer = sync.peer_mut(peer).unwrap();
+            (peer.held, peer.floor) = (Some(held.clone()), floor.clone());
+        }
+        (sync, peers)
+    }
+
+    /// Who is asked for its checkpoint when everybody is looked at, as on every beat.
+    fn asked(sync: &mut Sync, peers: &[ServerName], now_us: u64) -> Vec<ServerName> {
+        let nothing = Vector::default();
+        let holding = Holding { durable: &nothing, tip: &|_| 0, floor: &nothing, now_us };
+        let mut out = Vec::new();
+        peers.iter().for_each(|peer| sync.want(peer, &holding, &mut out));
+        let asked = out.into_iter().filter_map(|output| match output {
+            Output::Send { peers, message: Message::WantCheckpoint } => Some(peers[0].clone()),
+            _ => None,
+        });
+        asked.collect()
+    }
+
+    #[test]
+    fn a_slow_checkpoint_is_waited_for_and_a_stuck_one_is_not() {
+        let (mut sync, peers) = far_behind();
+        assert_eq!(asked(&mut sync, &peers, 1), [peers[0].clone()], "one at a time");
+        let mut now_us = 1;
+        for part in 1..=20 {
+            now_us += CHECKPOINT_PATIENCE_US - 1;
+            sync.checkpoint_progress(&peers[0], part * 1000, now_us);
+            assert!(asked(&mut sync, &peers, now_us).is_empty(), "it comes, if slowly");
+        }
+        assert!(asked(&mut sync, &peers, now_us + CHECKPOINT_PATIENCE_US - 1).is_empty());
+        assert_eq!(asked(&mut sync, &peers, now_us + CHECKPOINT_PATIENCE_US), [peers[1].clone()]);
+        assert!(sync.wants_checkpoint_of(&peers[1]) && !sync.wants_checkpoint_of(&peers[0]));
+        let (mut alone, peers) = (sync, &peers[1..]);
+        now_us += 2 * CHECKPOINT_PATIENCE_US;
+        assert!(asked(&mut alone, peers, now_us).is_empty());
+        assert_eq!(asked(&mut alone, peers, now_us + CHECKPOINT_PATIENCE_US), peers, "there is nobody else");
+    }
+
+    #[test]
+    fn beginning_again_is_no_progress() {
+        let (mut sync, peers) = far_behind();
+        asked(&mut sync, &peers, 0);
+        sync.checkpoint_progress(&peers[0], 2000, 1);
+        sync.checkpoint_progress(&peers[0], 1000, CHECKPOINT_PATIENCE_US);
+        sync.checkpoint_progress(&peers[0], 2000, CHECKPOINT_PATIENCE_US);
+        assert_eq!(asked(&mut sync, &peers, CHECKPOINT_PATIENCE_US + 1), [peers[1].clone()]);
     }
 }

@@ -299,11 +299,13 @@ impl ShownFile {
 
     /// The version that an entry gave to a record, also if it lost against another.
     fn version_by(&self, key: &str, entry: &EntryId) -> Option<Version> {
-        let versions = match &self.0 {
-            Shown::Tree { file, .. } => file.register(key).map(Register::all_leaves).unwrap_or_default(),
-            Shown::Author { bases, .. } => bases.get(key).cloned().unwrap_or_default(),
-        };
-        versions.into_iter().find(|version| version.entry == *entry)
+        let is_by = |version: &&Version| version.entry == *entry;
+        match &self.0 {
+            Shown::Tree { file, .. } => {
+                file.register(key)?.leaves.iter().map(|leaf| &leaf.version).find(is_by).cloned()
+            }
+            Shown::Author { bases, .. } => bases.get(key)?.iter().find(is_by).cloned(),
+        }
     }
 }
 

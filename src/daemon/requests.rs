@@ -12,8 +12,7 @@ use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::edge::clock::wall_ms;
 use crate::edge::control::{
-    BUNDLE_PART_BYTES_MAX, Bundle, BundlePart, Conflict, FileEdit, FilePart, FileSummary, Peer, Request, Resolve,
-    Response, Token,
+    BUNDLE_PART_BYTES_MAX, Bundle, BundlePart, Conflict, FileEdit, FileSummary, Peer, Request, Resolve, Response, Token,
 };
 use crate::edge::token::TokenStore;
 
@@ -27,10 +26,6 @@ impl Daemon {
         let answer = match request {
             Request::Status => Response::Status(Box::new(self.status())),
             Request::FilesList => Response::Files(self.summaries()),
-            Request::FileShow { file, after } => {
-                Response::File(FilePart::of(self.node.files(), &file, after.as_deref()))
-            }
-            Request::Conflicts { file } => Response::Conflicts(self.conflicts(file.as_ref())),
             Request::BundleList => Response::Bundles(self.bundle_list()),
             Request::BundleGet { name, offset } => self.bundle_get(&name, offset),
             Request::BundlePut(part) => return self.bundle_put(&peer, part, reply),
@@ -56,7 +51,9 @@ impl Daemon {
                 self.stopping = true;
                 Response::Stopping
             }
-            Request::Watch { .. } => Response::failed("a watch request needs a stream of answers", ""),
+            Request::FileRead { .. } | Request::Conflicts { .. } | Request::Watch { .. } => {
+                Response::failed("this is answered by a stream", "")
+            }
         };
         // Whoever asked may have gone; then nobody needs the answer.
         let _ = reply.send(answer);
@@ -72,7 +69,7 @@ impl Daemon {
         self.node.files().iter().map(|(name, held)| FileSummary::of(name, held)).collect()
     }
 
-    fn conflicts(&self, only: Option<&FileName>) -> Vec<Conflict> {
+    pub(super) fn conflicts(&self, only: Option<&FileName>) -> Vec<Conflict> {
         let all = self.node.files().conflicts();
         let wanted = all.filter(|(name, ..)| only.is_none_or(|only| only == *name));
         wanted.map(|(name, key, register)| Conflict::of(name, key, register)).collect()

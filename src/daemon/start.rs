@@ -16,7 +16,7 @@ use super::world::World;
 use super::{Command, Daemon, DaemonError, SHOWN_RECORDS_MAX};
 use crate::core::id::{FileName, ServerName};
 use crate::core::io::Input;
-use crate::core::merge::{File, Files};
+use crate::core::merge::{File, Files, Touched};
 use crate::core::node::{Identity, Node, NodeConfig, Recovered};
 use crate::core::oplog::Certifier;
 use crate::core::priority::PriorityConfig;
@@ -213,7 +213,7 @@ fn read_log(
     files: &mut Files,
 ) -> Result<(Journal, journal::Recovered), DaemonError> {
     let done = done.clone();
-    let mut written = Vec::new();
+    let (mut written, mut touched) = (Vec::new(), Touched::new());
     let notify: Notify = Arc::new(move |event| {
         let completion = match event {
             JournalEvent::Input(input) => Ok(input),
@@ -227,13 +227,16 @@ fn read_log(
         Replayed::Checkpoint(checkpoint) => written.extend(files.merge(&checkpoint.files)),
         Replayed::Entry(sealed) => {
             if sealed.id().seq == files.seen().seq(&sealed.id().stream) + 1 {
-                written.extend(files.apply(sealed.entry()));
+                files.apply(sealed.entry());
+                touched.extend(sealed.entry().touched());
             }
-            if written.len() >= PROJECTED_AT_ONCE {
+            if written.len() + touched.len() >= PROJECTED_AT_ONCE {
+                written.extend(files.written(std::mem::take(&mut touched)));
                 view.project(std::mem::take(&mut written), files.seen().clone());
             }
         }
     })?;
+    written.extend(files.written(touched));
     if !written.is_empty() {
         view.project(written, files.seen().clone());
     }

@@ -3,8 +3,6 @@
 //! The sender encodes the state of one moment and streams it; the receiver collects parts in order and hands the
 //! whole on once the digest is right. A part that does not fit ends the transfer; the receiver asks again by itself.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 
 use crate::core::id::{Digest, ServerName};
@@ -27,43 +25,62 @@ pub fn parts(encoded: &Bytes) -> impl Iterator<Item = Message> + use<> {
     })
 }
 
-/// Collects what peers send; one checkpoint per peer at a time.
+/// What a part has come to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Collected {
+    /// It does not fit, and ends what was collected.
+    Nothing,
+    Part {
+        /// Of this checkpoint so far.
+        collected_bytes: u64,
+    },
+    /// The encoded checkpoint.
+    Whole(Vec<u8>),
+}
+
+/// Collects what a peer sends; one checkpoint at a time, for one peer at a time is asked.
 #[derive(Default)]
 pub struct CheckpointCollector {
-    collecting: BTreeMap<ServerName, (Digest, Vec<u8>)>,
+    collecting: Option<(ServerName, Digest, Vec<u8>)>,
 }
 
 impl CheckpointCollector {
-    /// Takes a part; returns the encoded checkpoint when it is whole.
-    pub fn part(
+    /// Takes a part. Every part but the last has [`PART_BYTES`], so that a peer cannot draw a checkpoint out.
+    pub fn part(&mut self, peer: &ServerName, digest: Digest, total: u64, offset: u64, bytes: &[u8]) -> Collected {
+        self.collect(peer, digest, total, offset, bytes).unwrap_or(Collected::Nothing)
+    }
+
+    fn collect(
         &mut self,
         peer: &ServerName,
         digest: Digest,
         total: u64,
         offset: u64,
         bytes: &[u8],
-    ) -> Option<Vec<u8>> {
+    ) -> Option<Collected> {
         if total > CHECKPOINT_BYTES_MAX {
             return None;
         }
         if offset == 0 {
-            self.collecting.insert(peer.clone(), (digest, Vec::new()));
+            self.collecting = Some((peer.clone(), digest, Vec::new()));
         }
-        let (wanted, collected) = self.collecting.get_mut(peer)?;
-        if *wanted != digest || collected.len() as u64 != offset || offset + bytes.len() as u64 > total {
-            self.collecting.remove(peer);
+        let (_, wanted, collected) = self.collecting.as_mut().filter(|(of, ..)| of == peer)?;
+        let part_bytes = total.saturating_sub(offset).min(PART_BYTES as u64);
+        if *wanted != digest || collected.len() as u64 != offset || bytes.len() as u64 != part_bytes {
+            self.collecting = None;
             return None;
         }
         collected.extend_from_slice(bytes);
-        if (collected.len() as u64) < total {
-            return None;
+        let collected_bytes = collected.len() as u64;
+        if collected_bytes < total {
+            return Some(Collected::Part { collected_bytes });
         }
-        let (_, whole) = self.collecting.remove(peer)?;
-        (Digest(*blake3::hash(&whole).as_bytes()) == digest).then_some(whole)
+        let (_, _, whole) = self.collecting.take()?;
+        (Digest(*blake3::hash(&whole).as_bytes()) == digest).then_some(Collected::Whole(whole))
     }
 
     pub fn forget(&mut self, peer: &ServerName) {
-        self.collecting.remove(peer);
+        self.collecting.take_if(|(of, ..)| of == peer);
     }
 }
 
@@ -78,16 +95,27 @@ mod tests {
         let all: Vec<_> = parts(&encoded).collect();
         let feed = |skip: Option<usize>| {
             let mut collector = CheckpointCollector::default();
-            let mut whole = None;
+            let mut last = Collected::Nothing;
             for (index, part) in all.iter().enumerate() {
                 let Message::CheckpointPart { digest, total, offset, bytes } = part else { panic!() };
                 if Some(index) != skip {
-                    whole = collector.part(&peer, *digest, *total, *offset, bytes);
+                    last = collector.part(&peer, *digest, *total, *offset, bytes);
                 }
             }
-            whole
+            last
         };
-        assert_eq!(feed(None).as_deref(), Some(encoded.as_ref()));
-        assert_eq!(feed(Some(1)), None);
+        assert_eq!(feed(None), Collected::Whole(encoded.to_vec()));
+        assert_eq!(feed(Some(1)), Collected::Nothing);
+    }
+
+    #[test]
+    fn a_checkpoint_cannot_be_drawn_out() {
+        let (peer, digest, total) = (ServerName::new("S1").unwrap(), Digest([1; 32]), 2 * PART_BYTES as u64);
+        let mut collector = CheckpointCollector::default();
+        assert_eq!(collector.part(&peer, digest, total, 0, &[0]), Collected::Nothing, "a part too short");
+        let whole_part = vec![0; PART_BYTES];
+        let first = collector.part(&peer, digest, total, 0, &whole_part);
+        assert_eq!(first, Collected::Part { collected_bytes: PART_BYTES as u64 });
+        assert_eq!(collector.part(&peer, digest, total, PART_BYTES as u64, &[]), Collected::Nothing);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! `DIR/control.sock` is a unix stream socket. Each line is one JSON object. The client sends
 //! `{"version":1,"id":7,"request":…}`, the daemon answers `{"id":7,"response":…}`; answers may come in another order
-//! than their requests. A `watch` request is answered by any number of lines with `"more":true` before the last.
+//! than their requests. A request whose answer is a stream is answered by any number of lines with `"more":true` before
+//! the last.
 //! The requests and responses themselves are described by [`Request`] and [`Response`], and nowhere else.
 //!
 //! Who may do what is decided by the kernel's word about the peer (`SO_PEERCRED`, `SO_PEERGROUPS`), never by what it says of
@@ -25,8 +26,8 @@ use thiserror::Error;
 pub use client::{Client, ClientError};
 pub use peer::{Peer, Role};
 pub use protocol::{
-    Bundle, BundlePart, CertificateView, Conflict, ConflictLeaf, Edited, FileChange, FileEdit, FilePart, FileSummary,
-    Keep, KeyedRegister, Reply, Request, Resolve, Response, Token,
+    Bundle, BundlePart, CertificateView, Conflict, ConflictLeaf, Edited, FileChange, FileEdit, FilePart, FileSnapshot,
+    FileSummary, Keep, KeyedRegister, Reply, Request, Resolve, Response, Token,
 };
 pub use server::{ControlSocket, Handler, Responses};
 pub use status::{
@@ -45,8 +46,8 @@ pub const IN_FLIGHT_MAX: usize = 1024;
 pub const CONNECTIONS_MAX: usize = 256;
 /// How long a line may take from its first byte to its last, in either direction.
 pub const STALL_MAX: Duration = Duration::from_secs(10);
-/// About the most bytes of a file in one response.
-pub const FILE_PART_BYTES_MAX: usize = 1 << 20;
+/// About the most bytes in one response of a stream.
+pub const PART_BYTES_MAX: usize = 256 << 10;
 /// Most bytes of a bundle in one request or response.
 pub const BUNDLE_PART_BYTES_MAX: usize = 1 << 20;
 

@@ -286,7 +286,7 @@ fn resolution(cluster: &Cluster, host: usize, text: &str) -> Result<Edit, String
         Some(before) => Change::Mod { before: before.clone(), after },
         None => Change::Add(after),
     };
-    Ok(Edit { file, change, bases: Some(Register::all_leaves(register)) })
+    Ok(Edit { file, change, bases: Some(Register::newest_leaves(register)) })
 }
 
 /// A diff in the paper's notation: `Group, Del, S2` · `Problem, Mod, ---, S2, --- => S2b, S2, S6`.

@@ -156,7 +156,7 @@ impl Workload {
             (None, Some(after)) => Change::Add(after),
             (None, None) => Change::Add(self.record(file, key, random)),
         };
-        Edit { file: file.clone(), change, bases: Some(register.all_leaves()) }
+        Edit { file: file.clone(), change, bases: Some(register.newest_leaves()) }
     }
 }
 

@@ -139,7 +139,7 @@ fn diffs(changes: &[(&str, &str, Option<&str>)]) -> Vec<Diff> {
 /// The files that entries make.
 pub fn files_of(entries: &[Arc<Sealed>]) -> Files {
     let mut files = Files::default();
-    entries.iter().for_each(|sealed| drop(files.apply(sealed.entry())));
+    entries.iter().for_each(|sealed| files.apply(sealed.entry()));
     files
 }
 

@@ -211,15 +211,7 @@ impl Handler for LittleHandler {
         match request {
             Request::Status => Response::Status(Box::new(self.status())),
             Request::FilesList => Response::Files(self.status().files),
-            Request::FileShow { file, after } => {
-                Response::File(FilePart::of(&self.state.lock().unwrap().files, &file, after.as_deref()))
-            }
             Request::FileEdit(edit) => self.edit(edit.edits, edit.wait),
-            Request::Conflicts { .. } => {
-                let state = self.state.lock().unwrap();
-                let conflicts = state.files.conflicts();
-                Response::Conflicts(conflicts.map(|(file, key, register)| Conflict::of(file, key, register)).collect())
-            }
             Request::Resolve(resolve) => {
                 let register = {
                     let state = self.state.lock().unwrap();
@@ -246,8 +238,26 @@ impl Handler for LittleHandler {
         }
     }
 
-    async fn watch(&self, _peer: Peer, request: Request, responses: Responses) -> Response {
-        let Request::Watch { files } = request else { return Response::Stopping };
+    async fn stream(&self, _peer: Peer, request: Request, responses: Responses) -> Response {
+        let files = match request {
+            Request::FileRead { file } => {
+                let snapshot = FileSnapshot::of(&self.state.lock().unwrap().files, &file);
+                let mut parts: Vec<_> = snapshot.parts().collect();
+                let last = parts.pop().expect("there is one at least");
+                for part in parts {
+                    let _ = responses.send(Response::File(part)).await;
+                }
+                return Response::File(last);
+            }
+            Request::Conflicts { .. } => {
+                let state = self.state.lock().unwrap();
+                let conflicts = state.files.conflicts();
+                let all = conflicts.map(|(file, key, register)| Conflict::of(file, key, register));
+                return Response::Conflicts(all.collect());
+            }
+            Request::Watch { files } => files,
+            other => return Response::failed(format!("the little daemon cannot {}", other.describe()), ""),
+        };
         let mut changes = self.changes.subscribe();
         if responses.send(Response::Watching).await.is_err() {
             return Response::Stopping;

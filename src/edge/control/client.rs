@@ -94,6 +94,23 @@ impl Client {
         }
     }
 
+    /// Asks, and waits for all answers of a stream that ends by itself.
+    pub fn call_all(&mut self, request: &Request) -> Result<Vec<Response>, ClientError> {
+        let id = self.send(request)?;
+        let mut responses = Vec::new();
+        loop {
+            let reply = self.read_reply()?;
+            if reply.id != id {
+                self.early.push_back(reply);
+                continue;
+            }
+            responses.push(reply.response);
+            if !reply.more {
+                return Ok(responses);
+            }
+        }
+    }
+
     /// Asks without waiting. Returns the id of the reply.
     pub fn send(&mut self, request: &Request) -> Result<u64, ClientError> {
         let id = self.queue(request)?;

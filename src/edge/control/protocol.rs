@@ -1,10 +1,12 @@
 //! The requests and responses of the control socket. Variants and fields are only ever added.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::FILE_PART_BYTES_MAX;
+use super::PART_BYTES_MAX;
 use super::status::{Status, as_text};
 use crate::core::diff::Change;
 use crate::core::id::{Digest, EntryId, FileName, ServerName};
@@ -21,11 +23,11 @@ pub enum Request {
     Status,
     /// Answered by `Response::Files`.
     FilesList,
-    /// Answered by `Response::File`, which holds as much as fits from the first key behind `after`.
-    FileShow { file: FileName, after: Option<String> },
+    /// A whole file as it is at one moment. Answered by a stream of `Response::File`, one at least.
+    FileRead { file: FileName },
     /// One atomic transaction. Answered by `Response::Edited` or `Response::Refused`.
     FileEdit(FileEdit),
-    /// The open conflicts of one file or of all. Answered by `Response::Conflicts`.
+    /// The open conflicts of one file or of all. Answered by a stream of `Response::Conflicts`, one at least.
     Conflicts { file: Option<FileName> },
     /// Settles the conflict of one record. Answered by `Response::Edited` or `Response::Refused`.
     Resolve(Resolve),
@@ -58,7 +60,7 @@ impl Request {
         match self {
             Request::Status
             | Request::FilesList
-            | Request::FileShow { .. }
+            | Request::FileRead { .. }
             | Request::Conflicts { .. }
             | Request::BundleGet { .. }
             | Request::BundleList
@@ -74,12 +76,17 @@ impl Request {
         }
     }
 
+    /// Whether the answer is a stream.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self, Request::FileRead { .. } | Request::Conflicts { .. } | Request::Watch { .. })
+    }
+
     /// What is asked, for a message to a person.
     pub fn describe(&self) -> String {
         match self {
             Request::Status => "show the status".into(),
             Request::FilesList => "list the files".into(),
-            Request::FileShow { file, .. } => format!("show {file}"),
+            Request::FileRead { file } => format!("read {file}"),
             Request::FileEdit(edit) => match edit.edits.as_slice() {
                 [one] => format!("change {}", one.file),
                 many => format!("make {} changes", many.len()),
@@ -150,7 +157,7 @@ impl Resolve {
                 Change::Del(lost)
             }
         };
-        Ok(Edit { file: self.file.clone(), change, bases: Some(register.all_leaves()) })
+        Ok(Edit { file: self.file.clone(), change, bases: Some(register.newest_leaves()) })
     }
 }
 
@@ -256,19 +263,18 @@ pub struct FileSummary {
     pub conflicts: usize,
 }
 
-/// A file, or the part of it that fits in one response.
+/// A part of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FilePart {
     pub file: FileName,
-    /// Of the whole file; parts with different digests are of different states.
+    /// Of the whole file.
     #[serde(with = "as_text")]
     pub digest: Digest,
     /// The record of the file `Schema` that is in force for this file.
     pub schema: Option<Record>,
-    /// In order of their keys; deleted records are there, too, without a value.
+    /// In order of their keys; deleted records are there, too, without a value. One that is long goes on under the same
+    /// key, in the next part if need be.
     pub registers: Vec<KeyedRegister>,
-    /// Ask again with this as `after`; `None`: that is all.
-    pub next: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -277,32 +283,69 @@ pub struct KeyedRegister {
     pub register: Register,
 }
 
-impl FilePart {
-    /// The part of a file behind the key `after`; a file that nobody has written is empty.
-    pub fn of(files: &Files, name: &FileName, after: Option<&str>) -> Self {
-        let held = files.file(name);
-        let mut part = Self {
-            file: name.clone(),
-            digest: held.map_or(Digest::ZERO, |held| held.digest()),
-            schema: files.builtin(file::SCHEMA).and_then(|schemas| schemas.record(name.as_str())).cloned(),
-            registers: Vec::new(),
-            next: None,
-        };
-        let mut bytes = 0;
-        for (key, register) in held.into_iter().flat_map(|held| held.registers()) {
-            if after.is_some_and(|after| key <= after) {
-                continue;
+/// Most versions of one record in one piece of it.
+const PIECE_VERSIONS_MAX: usize = 256;
+
+impl KeyedRegister {
+    /// A register in pieces, each short enough for one response.
+    fn pieces(key: &str, register: &Register) -> impl Iterator<Item = Self> {
+        let count = register.leaves.len().max(register.early.len()).div_ceil(PIECE_VERSIONS_MAX).max(1);
+        (0..count).map(move |number| Self {
+            key: key.to_owned(),
+            register: Register {
+                leaves: piece(&register.leaves, number).to_vec(),
+                early: piece(&register.early, number).to_vec(),
+            },
+        })
+    }
+
+    /// About its bytes in a response.
+    fn bytes(&self) -> usize {
+        let leaf_bytes = |leaf: &Leaf| leaf.value.as_ref().map_or(0, |value| value.to_string().len()) + 160;
+        let Register { leaves, early } = &self.register;
+        self.key.len() + 32 + leaves.iter().map(leaf_bytes).sum::<usize>() + early.len() * 128
+    }
+}
+
+fn piece<T>(all: &[T], number: usize) -> &[T] {
+    let from = all.len().min(number * PIECE_VERSIONS_MAX);
+    &all[from..all.len().min(from + PIECE_VERSIONS_MAX)]
+}
+
+/// A file at one moment. It holds on to the file's records, whatever happens to the file afterwards.
+#[derive(Debug, Clone)]
+pub struct FileSnapshot {
+    file: FileName,
+    schema: Option<Record>,
+    held: Arc<File>,
+}
+
+impl FileSnapshot {
+    /// The file as it is now; one that nobody has written is empty.
+    pub fn of(files: &Files, file: &FileName) -> Self {
+        let schema = files.builtin(file::SCHEMA).and_then(|schemas| schemas.record(file.as_str())).cloned();
+        Self { file: file.clone(), schema, held: files.file(file).cloned().unwrap_or_default() }
+    }
+
+    /// The parts that make the whole file, one at least.
+    pub fn parts(&self) -> impl Iterator<Item = FilePart> {
+        let mut pieces =
+            self.held.registers().flat_map(|(key, register)| KeyedRegister::pieces(key, register)).peekable();
+        let mut began = false;
+        std::iter::from_fn(move || {
+            if std::mem::replace(&mut began, true) && pieces.peek().is_none() {
+                return None;
             }
-            if bytes > FILE_PART_BYTES_MAX {
-                part.next = part.registers.last().map(|last: &KeyedRegister| last.key.clone());
-                break;
+            let (mut registers, mut bytes) = (Vec::new(), 0);
+            while bytes < PART_BYTES_MAX
+                && let Some(piece) = pieces.next()
+            {
+                bytes += piece.bytes();
+                registers.push(piece);
             }
-            let leaf_bytes = |leaf: &Leaf| leaf.value.as_ref().map_or(0, |value| value.to_string().len()) + 160;
-            bytes +=
-                key.len() + 32 + register.leaves.iter().map(leaf_bytes).sum::<usize>() + register.early.len() * 128;
-            part.registers.push(KeyedRegister { key: key.to_owned(), register: register.clone() });
-        }
-        part
+            let (file, schema) = (self.file.clone(), self.schema.clone());
+            Some(FilePart { file, digest: self.held.digest(), schema, registers })
+        })
     }
 }
 
@@ -310,20 +353,48 @@ impl FilePart {
 pub struct Conflict {
     pub file: FileName,
     pub key: String,
-    /// The winner first, then what lost against it.
+    /// The winner first, then what lost against it, the newest [`CONFLICT_LEAVES_MAX`] of them.
     pub leaves: Vec<ConflictLeaf>,
+    /// How many more lost.
+    #[serde(default)]
+    pub further: usize,
 }
+
+/// Most leaves that are told of one conflict.
+pub const CONFLICT_LEAVES_MAX: usize = 200;
 
 impl Conflict {
     /// The conflict of a register that has one.
     pub fn of(file: &FileName, key: &str, register: &Register) -> Self {
         let winner = register.leaves.first();
-        let leaves = winner.into_iter().chain(register.conflicts()).map(|leaf| ConflictLeaf {
-            record: leaf.value.clone(),
-            entry: leaf.version.entry.clone(),
-            time_ms: leaf.version.time.wall_ms(),
-        });
-        Self { file: file.clone(), key: key.to_owned(), leaves: leaves.collect() }
+        let leaves =
+            winner.into_iter().chain(register.conflicts().take(CONFLICT_LEAVES_MAX)).map(|leaf| ConflictLeaf {
+                record: leaf.value.clone(),
+                entry: leaf.version.entry.clone(),
+                time_ms: leaf.version.time.wall_ms(),
+            });
+        let further = register.conflicts().skip(CONFLICT_LEAVES_MAX).count();
+        Self { file: file.clone(), key: key.to_owned(), leaves: leaves.collect(), further }
+    }
+
+    /// Conflicts in lots short enough for one response each, one lot at least.
+    pub fn lots(all: Vec<Self>) -> Vec<Vec<Self>> {
+        let (mut lots, mut bytes) = (vec![Vec::new()], 0);
+        for conflict in all {
+            if bytes > PART_BYTES_MAX {
+                lots.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += conflict.bytes();
+            lots.last_mut().expect("there is one from the start").push(conflict);
+        }
+        lots
+    }
+
+    /// About its bytes in a response.
+    fn bytes(&self) -> usize {
+        let leaf_bytes = |leaf: &ConflictLeaf| leaf.record.as_ref().map_or(0, |record| record.to_string().len()) + 160;
+        self.key.len() + 96 + self.leaves.iter().map(leaf_bytes).sum::<usize>()
     }
 }
 

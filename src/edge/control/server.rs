@@ -29,12 +29,12 @@ use crate::edge::config::ControlConfig;
 
 /// Carries out requests. The server has checked that the peer may ask them.
 pub trait Handler: Clone + Send + 'static {
-    /// Answers a request; every one but `Watch`.
+    /// Answers a request whose answer is no stream.
     fn handle(&self, peer: Peer, request: Request) -> impl Future<Output = Response> + Send;
 
-    /// Answers a `Watch`: sends what happens to `responses` until sending says that the client has gone. What is returned
-    /// is the last response.
-    fn watch(&self, peer: Peer, request: Request, responses: Responses) -> impl Future<Output = Response> + Send;
+    /// Answers a request by a stream: sends to `responses` what there is, until sending says that the client has gone. What
+    /// is returned is the last response.
+    fn stream(&self, peer: Peer, request: Request, responses: Responses) -> impl Future<Output = Response> + Send;
 }
 
 /// Where the responses of a stream go.
@@ -253,11 +253,11 @@ impl<H: Handler> Connection<H> {
             return self.reply(&Reply { id, more: false, response });
         }
         let (handler, peer) = (self.handler.clone(), self.peer.clone());
-        if matches!(request, Request::Watch { .. }) {
+        if request.is_streamed() {
             let responses = Responses { id, replies: self.stream_sender.clone() };
             self.running.spawn(async move {
                 let replies = responses.replies.clone();
-                let response = handler.watch(peer, request, responses).await;
+                let response = handler.stream(peer, request, responses).await;
                 // By the same way as those before it, so that it stays the last.
                 let last = Reply { id, more: false, response };
                 let _ = replies.send(last).await;
@@ -345,7 +345,7 @@ mod tests {
             }
         }
 
-        async fn watch(&self, _peer: Peer, _request: Request, responses: Responses) -> Response {
+        async fn stream(&self, _peer: Peer, _request: Request, responses: Responses) -> Response {
             for _ in 0..3 {
                 if responses.send(Response::Watching).await.is_err() {
                     break;
@@ -401,7 +401,7 @@ mod tests {
     #[tokio::test]
     async fn nonsense_is_answered_and_the_connection_stays() {
         let text = "hello\n{\"version\":1,\"id\":3,\"request\":\"dance\"}\n{\"version\":9,\"id\":4,\"request\":\"status\"}\n\
-                    {\"version\":1,\"id\":5,\"request\":{\"file_show\":{\"file\":\"../x\"}}}\n";
+                    {\"version\":1,\"id\":5,\"request\":{\"file_read\":{\"file\":\"../x\"}}}\n";
         let answers = exchange(Role::Operator, text, 4).await;
         assert!(answers[0].contains("\"id\":0") && answers[0].contains("no request"), "{answers:?}");
         assert!(answers[1].contains("\"id\":3") && answers[1].contains("dance"), "{answers:?}");
@@ -433,11 +433,11 @@ mod tests {
         let answer = tokio::task::spawn_blocking(move || {
             let mut client = super::super::Client::connect(&directory).unwrap();
             let file = FileName::new("Group").unwrap();
-            (client.call(&Request::Shutdown).unwrap(), client.call(&Request::FileShow { file, after: None }).unwrap())
+            (client.call(&Request::Shutdown).unwrap(), client.call_all(&Request::FileRead { file }).unwrap())
         });
-        let (stopping, shown) = answer.await.unwrap();
+        let (stopping, streamed) = answer.await.unwrap();
         assert_eq!(stopping, Response::Stopping);
-        assert!(matches!(shown, Response::Failed { .. }));
+        assert_eq!(streamed.len(), 4, "all of the stream, and its last response");
         serving.abort();
         let _ = serving.await;
         assert!(!socket_path(folder.path()).exists());
