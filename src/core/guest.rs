@@ -126,7 +126,9 @@ pub enum Judgement {
     Do,
     /// All that it asks for is the case.
     Done,
-    Stale { highest: Slot },
+    Stale {
+        highest: Slot,
+    },
     /// It does not fit the state; the text says why.
     Refused(String),
 }
