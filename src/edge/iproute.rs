@@ -37,9 +37,19 @@ pub fn set_address(interface: &str, address: ServiceAddress, seconds: u64) -> io
 
 /// Takes an address away; one that is not there is none.
 pub fn remove_address(interface: &str, address: ServiceAddress) -> io::Result<()> {
-    match ip(&["address", "delete", &address.to_string(), "dev", interface]) {
-        Err(error) if error.to_string().contains("Cannot assign requested address") => Ok(()),
-        Err(error) if error.to_string().contains("Address not found") => Ok(()),
-        other => other.map(drop),
-    }
+    ip(&["address", "delete", &address.to_string(), "dev", interface]).map(drop).or_else(|error| {
+        // What it was that `ip` did not like differs between its versions; what counts is what is there.
+        match ip(&["-oneline", "address", "show", "dev", interface, "to", &address.ip.to_string()]) {
+            Ok(listed) if !listed.trim().is_empty() => Err(error),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Removes an interface; one that is not there is none.
+pub fn remove_interface(interface: &str) -> io::Result<()> {
+    ip(&["link", "delete", interface]).map(drop).or_else(|error| match ip(&["link", "show", "dev", interface]) {
+        Ok(_) => Err(error),
+        Err(_) => Ok(()),
+    })
 }

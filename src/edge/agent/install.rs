@@ -21,6 +21,8 @@ use crate::edge::procedure::{Procedure, SCRIPT};
 
 /// Most of the beginning and of the end of the output that is kept, in bytes each.
 const OUTPUT_BYTES: usize = 8 * 1024;
+/// What a pipe holds: so much may still be in it when whoever printed it has ended.
+const PIPE_BYTES: usize = 64 * 1024;
 const CHECK_AGAIN: Duration = Duration::from_millis(50);
 
 pub struct Installation<'a> {
@@ -174,7 +176,7 @@ fn wait(
             return Ok(None);
         }
         // What was printed before the end is read before the end counts; what services print meanwhile must not hold it up.
-        if readable && (!ended || output.since_end < OUTPUT_BYTES) {
+        if readable && (!ended || output.since_end < PIPE_BYTES) {
             let mut part = [0; 4096];
             let bytes = reader.read(&mut part)?;
             open = bytes > 0;

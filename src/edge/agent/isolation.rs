@@ -66,6 +66,7 @@ pub fn enter_file_system(name: &str, hide: Option<&Path>) -> io::Result<()> {
         memory(&hidden, "mode=0755")?;
     }
     let old = root.join("mnt");
+    fs::create_dir_all(&old)?;
     step("the new root", pivot_root(&root, &old))?;
     std::env::set_current_dir("/")?;
     step("the old root", unmount("/mnt", UnmountFlags::DETACH))?;

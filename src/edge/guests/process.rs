@@ -70,6 +70,7 @@ impl ProcessDriver {
     pub fn machine(&self, original: &str, folder: &Path) -> ProcessMachine {
         ProcessMachine {
             driver: self.clone(),
+            directory: fs::canonicalize(&self.directory).unwrap_or_else(|_| self.directory.clone()),
             isolated: Self::isolates(),
             original: original.to_owned(),
             socket: folder.join("agent.sock"),
@@ -80,6 +81,8 @@ impl ProcessDriver {
 
 pub struct ProcessMachine {
     driver: ProcessDriver,
+    /// The daemon's folder, as the guest would see it.
+    directory: PathBuf,
     isolated: bool,
     original: String,
     socket: PathBuf,
@@ -95,7 +98,7 @@ impl ProcessMachine {
             interface: networked.then(|| GUEST_INTERFACE.into()),
             gateway: self.driver.gateway.filter(|_| networked),
             name: self.original.clone(),
-            hide: self.isolated.then(|| self.driver.directory.clone()),
+            hide: self.isolated.then(|| self.directory.clone()),
             root: (!self.isolated).then(|| self.root.clone()),
         }
     }
@@ -217,10 +220,7 @@ fn disconnect(guest: ProcessIdentity) -> io::Result<()> {
     let within = || -> io::Result<()> {
         use std::os::fd::AsFd;
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-        match iproute::ip(&["link", "delete", GUEST_INTERFACE]) {
-            Err(error) if error.to_string().contains("Cannot find device") => Ok(()),
-            other => other.map(drop),
-        }
+        iproute::remove_interface(GUEST_INTERFACE)
     };
     // A thread that has moved to another network is good for nothing else.
     std::thread::scope(|scope| scope.spawn(within).join()).unwrap_or_else(|_| Err(io::Error::other("a thread broke")))

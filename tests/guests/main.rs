@@ -1,0 +1,8 @@
+//! Original servers of the driver `process` and service addresses, for real: root, network namespaces, and processes that are frozen and
+//! killed.
+
+mod addresses;
+mod life;
+mod owner;
+mod restarts;
+mod rig;
