@@ -149,6 +149,22 @@ fn the_record_of_an_original_server_has_its_golden_bytes() {
     assert_eq!(decode_guest(&encode_guest(&long)).unwrap().note.len(), NOTE_BYTES_MAX);
 }
 
+#[cfg(feature = "daemon")]
+#[test]
+fn a_procedure_has_its_golden_bytes() {
+    use p2pdb::edge::procedure::{MANIFEST, Procedure, SCRIPT};
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = "format = 1\ntarget = \"S2\"\ndeadline_s = 60\n[[file]]\nsource = \"etc/web.conf\"\n\
+                    target = \"/etc/web.conf\"\nmode = \"0640\"\n[[check]]\ncommand = \"true\"\n";
+    std::fs::write(folder.path().join(MANIFEST), manifest).unwrap();
+    std::fs::write(folder.path().join(SCRIPT), "echo installed\n").unwrap();
+    std::fs::create_dir(folder.path().join("etc")).unwrap();
+    std::fs::write(folder.path().join("etc/web.conf"), "listen 80\n").unwrap();
+    let procedure = Procedure::of_folder(folder.path()).unwrap();
+    golden("procedure.tar", &procedure.bundle());
+    assert_eq!(Procedure::of_bundle(&procedure.bundle()).unwrap(), procedure);
+}
+
 #[test]
 fn a_segment_has_its_golden_bytes() {
     let header = SegmentHeader { cluster: CLUSTER, number: 3, created_ms: 1_700_000_000_000 };

@@ -21,7 +21,7 @@ pub const SCRIPT: &str = "install.sh";
 /// The form of the manifest that this program knows.
 pub const FORMAT: u32 = 1;
 /// Most bytes of all files together.
-pub const BYTES_MAX: u64 = 16 << 20;
+pub const BYTES_MAX: u64 = 15 << 20;
 pub const FILES_MAX: usize = 512;
 /// Longest name of a file, with its folders.
 pub const PATH_BYTES_MAX: usize = 100;

@@ -25,8 +25,7 @@ fn owner() {
         ProcessDriver { program: program(), directory: directory.clone(), interface: interface.clone(), gateway: None };
     let bundles = BundleStore::open(directory.join("bundles"), 1 << 26).unwrap();
     let machine = |name: &str, folder: &std::path::Path| driver.machine(name, folder);
-    let mut originals =
-        Originals::start(&directory, count, machine, &bundles, clock, Arc::new(|report| tell(report))).unwrap();
+    let mut originals = Originals::start(&directory, count, machine, &bundles, clock, Arc::new(tell)).unwrap();
     let settings = AddressSettings { program: program(), directory, interface };
     let keeper = ServiceAddressKeeper::start(settings, clock, Arc::new(tell_address)).unwrap();
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
