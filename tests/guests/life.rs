@@ -226,4 +226,12 @@ fn without_rights_a_guest_is_a_plain_process_that_takes_no_address() {
     assert!(!alive());
     assert!(!root.join("daemon").exists());
     assert_eq!(host.processes().len(), 2);
+    // The next daemon has the rights: it ends the plain guest and nothing of the network that it shares with it.
+    owner.done("1 2 resume S2");
+    owner.kill();
+    let host = host.with_rights();
+    let owner = host.start();
+    assert!(owner.done("1 2 reset").starts_with("suspended a process in namespaces"));
+    assert_eq!(host.processes().len(), 2);
+    assert!(network.answers("10.91.0.1"));
 }

@@ -59,7 +59,8 @@ pub struct Network {
     hosts: usize,
 }
 
-pub const INTERFACE: &str = "service0";
+/// As the guest calls its own: taking away the wrong one would show.
+pub const INTERFACE: &str = "eth0";
 
 impl Network {
     pub fn of(tag: &str, hosts: usize, tie: Tie) -> Self {
@@ -168,6 +169,11 @@ impl Host {
     pub fn without_rights(mut self) -> Self {
         std::os::unix::fs::chown(self.directory(), Some(NOBODY), Some(NOBODY)).unwrap();
         self.drops_rights = true;
+        self
+    }
+
+    pub fn with_rights(mut self) -> Self {
+        self.drops_rights = false;
         self
     }
 

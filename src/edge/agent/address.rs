@@ -68,6 +68,8 @@ impl AddressLease {
         self.shared.changed.notify_all();
         let taken = iproute::set_address(interface, address, lasting)
             .and_then(|()| self.shared.use_gateway(interface, address))
+            // This process may have been frozen since.
+            .and_then(|()| if until_ns <= monotonic_ns() { Err(over(address)) } else { Ok(()) })
             .and_then(|()| link_layer::announce(interface, address.ip));
         if taken.is_err() {
             // Not half: whoever asked is told that it is not here.

@@ -130,11 +130,12 @@ impl ProcessMachine {
         if !identity.is_alive() {
             return Ok(());
         }
-        if self.isolated {
+        // Not what this daemon would make, but what the one before it, with other rights perhaps, has made.
+        if shares_network(identity)? {
+            kill_descendants(identity)?;
+        } else {
             // The network of a process that has ended may live on for a moment: the interface goes first.
             disconnect(identity)?;
-        } else {
-            kill_descendants(identity)?;
         }
         identity.kill(END)
     }
@@ -196,8 +197,9 @@ impl Machine for ProcessMachine {
 /// Gives the guest its interface on the service network.
 fn connect(interface: &str, guest: ProcessIdentity) -> io::Result<()> {
     let pid = guest.pid.to_string();
-    let is_bridge = iproute::ip(&["-details", "link", "show", "dev", interface])?.contains(" bridge ");
-    if !is_bridge {
+    // Lists the interface if it is one.
+    let bridge = iproute::ip(&["-oneline", "link", "show", "dev", interface, "type", "bridge"])?;
+    if bridge.trim().is_empty() {
         let macvlan = ["link", "add", "link", interface, "name", GUEST_INTERFACE, "netns", &pid];
         return iproute::ip(&[&macvlan[..], &["type", "macvlan", "mode", "bridge"]].concat()).map(drop);
     }
@@ -206,6 +208,17 @@ fn connect(interface: &str, guest: ProcessIdentity) -> io::Result<()> {
     let pair = ["link", "add", "name", &outer, "type", "veth", "peer", "name", GUEST_INTERFACE, "netns", &pid];
     iproute::ip(&pair)?;
     iproute::ip(&["link", "set", &outer, "master", interface, "up"]).map(drop)
+}
+
+/// Whether a guest is in the network of this process.
+fn shares_network(guest: ProcessIdentity) -> io::Result<bool> {
+    let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));
+    match network(&guest.pid.to_string()) {
+        Ok(theirs) => Ok(theirs == network("self")?),
+        // It is ending, and has left its network already.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes the guest's interface away, whatever state its processes are in.
