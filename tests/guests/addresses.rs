@@ -51,6 +51,21 @@ fn an_ipv6_announcement_reaches_clients() {
 }
 
 #[test]
+fn clients_behind_the_router_are_answered() {
+    if !possible("clients_behind_the_router_are_answered") {
+        return;
+    }
+    let network = Network::of("y", 1, Tie::Bridge);
+    let host = Host::new(&network, 0, 1);
+    let owner = installed(&host);
+    owner.done("1 7 take 10.91.0.50/24 60000");
+    let client = network.client();
+    run("ip", &format!("-n {client} address add 192.0.2.1/32 dev lo"));
+    run("ip", &format!("-n {client} route add 10.91.0.50/32 dev {INTERFACE} src 192.0.2.1"));
+    assert!(network.answers("10.91.0.50"));
+}
+
+#[test]
 fn a_probe_sees_who_answers_and_silence() {
     if !possible("a_probe_sees_who_answers_and_silence") {
         return;

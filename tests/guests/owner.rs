@@ -21,8 +21,12 @@ fn owner() {
     let count = std::env::var("OWNER_COUNT").unwrap().parse().unwrap();
     let clock = SystemClock::new();
     let interface = Some(INTERFACE.to_owned());
-    let driver =
-        ProcessDriver { program: program(), directory: directory.clone(), interface: interface.clone(), gateway: None };
+    let driver = ProcessDriver {
+        program: program(),
+        directory: directory.clone(),
+        interface: interface.clone(),
+        gateway: std::env::var("OWNER_GATEWAY").ok().map(|gateway| gateway.parse().unwrap()),
+    };
     let bundles = BundleStore::open(directory.join("bundles"), 1 << 26).unwrap();
     let machine = |name: &str, folder: &std::path::Path| driver.machine(name, folder);
     let mut originals = Originals::start(&directory, count, machine, &bundles, clock, Arc::new(tell)).unwrap();

@@ -154,6 +154,8 @@ pub struct Host {
     namespace: String,
     folder: TempDir,
     count: usize,
+    /// The router of the service network: the client is it.
+    gateway: String,
     /// Whether its daemon runs as nobody.
     drops_rights: bool,
 }
@@ -162,7 +164,8 @@ impl Host {
     pub fn new(network: &Network, host: usize, count: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("secret"), "the key").unwrap();
-        Self { namespace: network.host(host), folder, count, drops_rights: false }
+        let gateway = format!("10.91.0.{}", network.hosts + 1);
+        Self { namespace: network.host(host), folder, count, gateway, drops_rights: false }
     }
 
     /// Its daemon is not root.
@@ -280,6 +283,7 @@ impl Owner {
         command.arg(std::env::current_exe().unwrap());
         command.args(["owner::owner", "--exact", "--ignored", "--nocapture"]);
         command.env("OWNER_DIRECTORY", host.directory()).env("OWNER_COUNT", count.to_string());
+        command.env("OWNER_GATEWAY", &host.gateway);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let output = BufReader::new(child.stdout.take().unwrap());
