@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use common::{CLUSTER, Origin, files_of, record};
 use p2pdb::core::diff::{Change, Diff};
+use p2pdb::core::guest::{GuestRecord, GuestState};
 use p2pdb::core::id::{ClusterId, Digest, FileName, Lane};
 use p2pdb::core::io::{Beat, Message, Range};
 use p2pdb::core::lifecycle::Lifecycle;
 use p2pdb::core::oplog::Checkpoint;
 use p2pdb::core::version::Vector;
+use p2pdb::format::guest::{NOTE_BYTES_MAX, decode_guest, encode_guest};
 use p2pdb::format::segment::{
     ArchiveHeader, End, SegmentHeader, append_frame, decode_archive_header, decode_segment_header,
     encode_archive_header, encode_segment_header, frame_at, scan_frames,
@@ -120,6 +122,47 @@ fn a_checkpoint_has_its_golden_bytes() {
         assert!(decode_checkpoint(&flipped, CLUSTER).is_err(), "bit flip at {at}");
         assert!(decode_checkpoint(&bytes[..at], CLUSTER).is_err(), "cut at {at}");
     }
+}
+
+#[test]
+fn the_record_of_an_original_server_has_its_golden_bytes() {
+    let record = GuestRecord {
+        state: GuestState::Installed,
+        highest: 300,
+        token: 7,
+        target: Some("web-1.example".parse().unwrap()),
+        procedure: Some(Digest([0xd1; 32])),
+        instance: "4711 123456".into(),
+        unfinished: true,
+        note: "an é in it".into(),
+    };
+    let bytes = encode_guest(&record);
+    golden("guest.bin", &bytes);
+    assert_eq!(decode_guest(&bytes).unwrap(), record);
+    for at in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 4;
+        assert!(decode_guest(&flipped).is_err(), "bit flip at {at}");
+        assert!(decode_guest(&bytes[..at]).is_err(), "cut at {at}");
+    }
+    let long = GuestRecord { note: "é".repeat(NOTE_BYTES_MAX), ..record };
+    assert_eq!(decode_guest(&encode_guest(&long)).unwrap().note.len(), NOTE_BYTES_MAX);
+}
+
+#[cfg(feature = "daemon")]
+#[test]
+fn a_procedure_has_its_golden_bytes() {
+    use p2pdb::edge::procedure::{MANIFEST, Procedure, SCRIPT};
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = "format = 1\ntarget = \"S2\"\ndeadline_s = 60\n[[file]]\nsource = \"etc/web.conf\"\n\
+                    target = \"/etc/web.conf\"\nmode = \"0640\"\n[[check]]\ncommand = \"true\"\n";
+    std::fs::write(folder.path().join(MANIFEST), manifest).unwrap();
+    std::fs::write(folder.path().join(SCRIPT), "echo installed\n").unwrap();
+    std::fs::create_dir(folder.path().join("etc")).unwrap();
+    std::fs::write(folder.path().join("etc/web.conf"), "listen 80\n").unwrap();
+    let procedure = Procedure::of_folder(folder.path()).unwrap();
+    golden("procedure.tar", &procedure.bundle());
+    assert_eq!(Procedure::of_bundle(&procedure.bundle()).unwrap(), procedure);
 }
 
 #[test]

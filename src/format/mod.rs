@@ -8,6 +8,7 @@
 //! | checkpoint ([`checkpoint`]) | `Diff.dat/`, sent in parts | magic, `u16` version | [`checkpoint::CHECKPOINT_BYTES_MAX`] |
 //! | message ([`message`]) | between servers | version byte | [`message::MESSAGE_BYTES_MAX`] |
 //! | register, vector, summary ([`view`]) | `view/` | version byte | their holder's |
+//! | record of an original server ([`guest`]) | `originals/` | version byte, ends with a CRC | [`guest::GUEST_BYTES_MAX`] |
 //!
 //! Rules that keep old bytes readable for ever: the types of [`v1`] are frozen and separate from the core's, so that the
 //! core's can change; enums only grow at their end; a changed form is a new module and a new version number, and the
@@ -18,6 +19,7 @@
 
 pub mod checkpoint;
 pub mod entry;
+pub mod guest;
 pub mod message;
 pub mod segment;
 pub mod v1;

@@ -17,6 +17,7 @@ use p2pdb::edge::config::Config;
 use p2pdb::edge::control::{Request, Response};
 use p2pdb::edge::frame::FrameDecoder;
 use p2pdb::edge::hello::{Hello, decode_ready};
+use p2pdb::edge::procedure::Procedure;
 use p2pdb::edge::token::Token;
 use p2pdb::format;
 
@@ -55,6 +56,16 @@ const TARGETS: &[Target] = &[
         let _ = format::view::decode_register(bytes);
         let _ = format::view::decode_vector(bytes);
         let _ = format::view::decode_summary(bytes);
+    }),
+    ("original server", |bytes| {
+        if let Ok(record) = format::guest::decode_guest(bytes) {
+            assert_eq!(format::guest::decode_guest(&format::guest::encode_guest(&record)).unwrap(), record);
+        }
+    }),
+    ("procedure", |bytes| {
+        if let Ok(procedure) = Procedure::of_bundle(bytes) {
+            assert_eq!(Procedure::of_bundle(&procedure.bundle()).unwrap(), procedure);
+        }
     }),
     ("hello", |bytes| {
         let _ = decode_ready(bytes);
