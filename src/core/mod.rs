@@ -1,6 +1,7 @@
 //! The pure core: one synchronous state machine with no clock, no randomness and no input or output of its own.
 
 pub mod admission;
+pub mod check;
 pub mod clock;
 pub mod decision;
 pub mod diff;
@@ -18,6 +19,7 @@ pub mod plain;
 pub mod priority;
 pub mod probe;
 pub mod record;
+pub mod ring;
 pub mod schema;
 pub mod service;
 pub mod sync;
