@@ -164,6 +164,11 @@ impl Watch {
         self.targets.values().map(|target| report::of(self, target, now_us)).collect()
     }
 
+    /// The verdicts that stand, as they would be made now: for whoever could not act on one when it was put out.
+    pub fn standing(&self, now_us: u64) -> impl Iterator<Item = Verdict> {
+        self.targets.values().filter(|target| target.judged.is_some()).filter_map(move |it| self.verdict(it, now_us))
+    }
+
     /// When the next question is due, if anything is watched: a caller that wakes up then is never late.
     pub fn next_us(&self) -> Option<u64> {
         let due = |watching: &Watching| watching.pulse.due_us(&watching.check.pace);

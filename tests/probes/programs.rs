@@ -7,7 +7,7 @@ use std::process::Command;
 use p2pdb::core::probe::{ProbeKind, ProbeOutcome};
 
 use crate::impostors::Impostor;
-use crate::rig::{Program, ask, free_port, installed};
+use crate::rig::{Program, ask, free_port, installed, installed_for_root};
 
 /// A service answers, stays silent while it is frozen, answers again, and is gone when it is stopped.
 fn lives_and_dies(question: &ProbeKind, mut program: Program) {
@@ -47,7 +47,7 @@ fn write(dir: &Path, name: &str, text: &str) -> String {
 
 #[test]
 fn postfix() {
-    let Some(postfix) = installed("postfix", "postfix") else { return };
+    let Some(postfix) = installed_for_root("postfix", "postfix") else { return };
     let port = free_port();
     let question = ProbeKind::Smtp { port };
     let program = Program::start(&question, |dir| {
@@ -100,7 +100,7 @@ fn sshd() {
 
 #[test]
 fn vsftpd() {
-    let Some(vsftpd) = installed("vsftpd", "vsftpd") else { return };
+    let Some(vsftpd) = installed_for_root("vsftpd", "vsftpd") else { return };
     let port = free_port();
     let question = ProbeKind::Ftp { port };
     let program = Program::start(&question, |dir| {
@@ -120,7 +120,7 @@ fn vsftpd() {
 
 #[test]
 fn squid() {
-    let Some(squid) = installed("squid", "squid") else { return };
+    let Some(squid) = installed_for_root("squid", "squid") else { return };
     let origin = Impostor::says("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
     let port = free_port();
     let question = ProbeKind::Proxy { port, url: format!("http://127.0.0.1:{}/", origin.port) };
@@ -189,7 +189,7 @@ fn nginx() {
 
 #[test]
 fn dnsmasq() {
-    let Some(dnsmasq) = installed("dnsmasq", "dnsmasq") else { return };
+    let Some(dnsmasq) = installed_for_root("dnsmasq", "dnsmasq") else { return };
     let port = free_port();
     let name = |name: &str| ProbeKind::Dns { port, name: name.to_owned() };
     let question = name("www.example.org");

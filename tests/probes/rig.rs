@@ -33,6 +33,15 @@ pub fn free_port() -> u16 {
     TcpListener::bind((LOOPBACK, 0)).unwrap().local_addr().unwrap().port()
 }
 
+/// The path of a program that has to be started as root, or word of what is missing.
+pub fn installed_for_root(test: &str, program: &str) -> Option<PathBuf> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("\n**** SKIPPED: {test}: {program} has to be started as root ****\n");
+        return None;
+    }
+    installed(test, program)
+}
+
 /// The path of a program, or word of its absence.
 pub fn installed(test: &str, program: &str) -> Option<PathBuf> {
     let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
@@ -81,11 +90,15 @@ impl Program {
         self.signal(Signal::CONT);
     }
 
-    /// Kills it with all that it started.
+    /// Kills it with all that it started, and waits until they are gone.
     pub fn stop(&mut self) {
         self.signal(Signal::STOP);
+        let family = family(self.child.id());
         self.signal(Signal::KILL);
         self.child.wait().unwrap();
+        while family.iter().any(|pid| is_alive(*pid)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn signal(&self, signal: Signal) {
@@ -100,6 +113,11 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+pub fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 /// A process and all that descend from it.

@@ -68,7 +68,6 @@ impl Target {
     pub(super) fn reassigned(mut self, watched: Watched, now_us: u64) -> Self {
         if self.watched.role != watched.role || self.watched.other() != watched.other() {
             self.told = None;
-            self.judged = None;
         }
         let held = std::mem::take(&mut self.checks);
         let keep = |check: &Check| {

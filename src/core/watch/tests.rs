@@ -205,6 +205,7 @@ fn a_stopped_service_is_judged_once_by_the_first_manager_within_two_seconds() {
         assert_eq!(verdicts.len(), 1, "{verdicts:?}");
         let (by, target, failure, _) = &verdicts[0];
         assert_eq!((*by, target.as_str(), *failure), (1, "S2", Failure::Service));
+        assert_eq!(world.watches[&1].standing(world.now_us).count(), 1);
         let after_ms = world.verdicts_since(at_us)[0].3;
         assert!(after_ms < 2000, "{after_ms} ms");
         world.stopped.clear();
