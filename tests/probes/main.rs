@@ -6,3 +6,4 @@
 mod impostors;
 mod programs;
 mod rig;
+mod together;
