@@ -6,6 +6,8 @@ pub mod clock;
 pub mod decision;
 pub mod diff;
 pub mod entry;
+#[cfg(test)]
+mod fixture;
 pub mod flaw;
 pub mod guest;
 pub mod id;

@@ -205,12 +205,9 @@ impl fmt::Display for Placement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::fixture::{files, server};
     use crate::core::load::{Shares, Size};
     use proptest::prelude::*;
-
-    fn server(name: &str) -> ServerName {
-        ServerName::new(name).unwrap()
-    }
 
     fn condition(name: &ServerName, cpu: u32) -> Condition {
         let size = Size { processors: 2, memory_mib: 8192, network_mbit: 1000 };
@@ -264,6 +261,44 @@ mod tests {
             "a on S6 (S6: 0 stand-ins, load 0.300; S1: 0 stand-ins, load 0.800; S5: no original server ready; \
              S4: in maintenance; S3: not linked; S2: is the target)"
         );
+    }
+
+    #[test]
+    fn candidates_are_what_the_files_and_the_decisions_say() {
+        let files = files(
+            "Server: S1, 1, 10.9.0.1:7400
+             Server: S2, 2, 10.9.0.2:7400
+             Server: S3, 3, 10.9.0.3:7400
+             Group: S1
+             Group: S3
+             Original: S1, a, suspended, x
+             Original: S1, b, suspended, x
+             Original: S1, c, broken, x
+             Original: S2, a, suspended, x
+             Maintenance: S3, disk
+             Condition: S1, 0.1, 0.2, 0.3, 0, 2, 2048, 1000",
+        );
+        let place = Place { host: server("S1"), original: "a".into() };
+        let linked = BTreeSet::from([server("S1"), server("S3")]);
+        let found = candidates(&files, &Ring::of(&files), &linked, &[(server("S2"), place)]);
+        let s1 = Candidate {
+            server: server("S1"),
+            originals: vec!["b".into()],
+            condition: Condition::of(&files, &server("S1")),
+            stand_ins: vec![server("S2")],
+            linked: true,
+            maintenance: false,
+        };
+        assert!(s1.condition.is_some());
+        let s3 = Candidate {
+            server: server("S3"),
+            originals: vec![],
+            condition: None,
+            stand_ins: vec![],
+            linked: true,
+            maintenance: true,
+        };
+        assert_eq!(found, [s1, s3]);
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl Schema {
             file::GROUP => ("1", "name"),
             file::OPERATION => ("1+3", "text name name"),
             file::PROBLEM => ("2", "name|--- name name|---"),
-            file::CONDITION => ("1", "name number number number number"),
+            file::CONDITION => ("1", "name number number number number number number number"),
             file::SERVICE => ("1", "name network exclusive|shared"),
             file::CHECK => ("1+2", "name name text..."),
             file::ORIGINAL => ("1+2", "name name text text"),

@@ -107,30 +107,7 @@ fn address_of(files: &Files, target: &ServerName, host: &ServerName) -> Option<I
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::clock::Timestamp;
-    use crate::core::id::{EntryId, FileName, Lane, Stream};
-    use crate::core::merge::{Leaf, Register, Written};
-    use crate::core::record::Record;
-    use crate::core::schema::Schema;
-    use crate::core::version::{Vector, Version};
-
-    /// Files with these records, one `FILE: RECORD` a line.
-    fn files(text: &str) -> Files {
-        let stream = Stream { origin: server("S1"), run: 1, lane: Lane::Audit };
-        let version = Version { time: Timestamp(1), entry: EntryId { stream, seq: 1 } };
-        let written = text.lines().map(|line| {
-            let (name, record) = line.trim().split_once(": ").unwrap();
-            let (name, record) = (FileName::new(name).unwrap(), Record::parse(record).unwrap());
-            let key = Schema::builtin(&name).unwrap().check(&name, &record).unwrap();
-            let leaves = vec![Leaf { version: version.clone(), value: Some(record) }];
-            Written { file: name, key, register: Register { leaves, early: vec![] } }
-        });
-        Files::restore(written, Vector::default())
-    }
-
-    fn server(name: &str) -> ServerName {
-        ServerName::new(name).unwrap()
-    }
+    use crate::core::fixture::{files, server};
 
     fn assigned(me: &str, files: &Files) -> Vec<String> {
         let assignment = Assignment::of(&server(me), files, &Ring::of(files), 0, Preset::Fast);

@@ -251,8 +251,10 @@ fn a_dead_host_and_a_cut_cable_are_told_apart() {
 fn neighbours_that_die_together_are_all_judged() {
     for dead in [vec![1, 3], vec![2, 3], vec![1, 2, 3], vec![2, 4, 6]] {
         let mut world = World::new(6, "smtp 25");
+        let at_us = world.now_us;
         world.dead.extend(dead.iter().copied());
         world.run(4 * SECOND);
+        assert!(world.verdicts_since(at_us).iter().all(|(.., after_ms)| *after_ms < 2000), "{:?}", world.verdicts());
         // As the group does: who is judged leaves the ring, and the rest closes up.
         for _ in 0..3 {
             let judged: BTreeSet<String> = world.verdicts().into_iter().map(|(_, target, ..)| target).collect();

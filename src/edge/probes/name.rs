@@ -44,3 +44,29 @@ fn judge(id: u16, bytes: &[u8]) -> Option<Answer> {
         _ => Ok(()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn whatever_comes_back_is_judged(bytes in proptest::collection::vec(any::<u8>(), 0..600), records in 0u8..4) {
+            let _ = judge(7, &bytes);
+            // With a header that fits, so that the records behind it are read.
+            let mut plausible = vec![0, 7, 0x80, 0, 0, 1, 0, records, 0, records, 0, records];
+            plausible.extend(bytes);
+            let _ = judge(7, &plausible);
+        }
+    }
+
+    #[test]
+    fn names_that_point_at_themselves_end() {
+        for target in [12u8, 13, 0] {
+            let mut bytes = vec![0, 7, 0x80, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0xc0, target, 0, 1, 0, 1];
+            bytes.extend([0xc0, target, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 1, 2, 3, 4]);
+            let _ = judge(7, &bytes);
+        }
+    }
+}
