@@ -308,7 +308,10 @@ impl Chain {
 
     fn hold(&mut self, peers: Vec<ServerName>, message: ChainMessage) {
         let persists = self.persists + usize::from(!self.records.is_empty());
-        self.held.push_back(Held { persists, peers, message });
+        // While the disk is slow, the same question may come again and again.
+        if !self.held.iter().any(|held| held.peers == peers && held.message == message) {
+            self.held.push_back(Held { persists, peers, message });
+        }
     }
 
     fn persisted(&mut self) {

@@ -1,9 +1,9 @@
 //! What an open wish waits for, in words: `status` and `why` print it as it is.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use super::Chain;
+use super::message::Ballot;
 use super::proposer::Phase;
 use crate::core::decision::Slot;
 use crate::core::id::ServerName;
@@ -25,7 +25,7 @@ pub struct Voting {
     pub slot: Slot,
     pub phase: Phase,
     pub answered: Vec<ServerName>,
-    /// Electors that are asked, and have not answered: they are linked.
+    /// Electors that are asked, and have not answered: they are linked; this server itself while its disk is at work.
     pub silent: Vec<ServerName>,
     pub unlinked: Vec<ServerName>,
     /// Electors that have lost their files: they vote again once they have been admitted again.
@@ -46,6 +46,11 @@ impl Chain {
         self.wishes.iter().map(|wish| (wish.ticket, progress(wish.ticket))).collect()
     }
 
+    /// The ballot that is under way, if one is, and how far.
+    pub fn ballot(&self) -> Option<(&Ballot, Phase)> {
+        self.attempt.as_ref().map(|own| (&own.attempt.ballot, own.attempt.phase))
+    }
+
     /// The votes in the attempt that is under way, if one is.
     pub fn voting(&self) -> Option<Voting> {
         let attempt = &self.attempt.as_ref()?.attempt;
@@ -53,8 +58,8 @@ impl Chain {
         let (answered, rest): (Vec<_>, Vec<_>) =
             electorate.names().cloned().partition(|name| attempt.votes.contains(name));
         let (abstaining, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|name| attempt.abstained.contains(name));
-        let linked: &BTreeSet<ServerName> = &self.reachable;
-        let (silent, unlinked) = rest.into_iter().partition(|name| linked.contains(name));
+        let is_linked = |name: &ServerName| self.reachable.contains(name) || *name == self.config.me;
+        let (silent, unlinked) = rest.into_iter().partition(is_linked);
         let needs = electorate.needs(self.config.policy);
         Some(Voting { slot: attempt.slot, phase: attempt.phase, answered, silent, unlinked, abstaining, needs })
     }
