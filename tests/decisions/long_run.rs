@@ -179,7 +179,8 @@ impl World {
                         _ => 1,
                     };
                     for _ in 0..copies {
-                        let delay_us = if self.random.percent(5) { 30_000 } else { 100 } + self.random.below(400);
+                        let slow = !self.healed && self.random.percent(5);
+                        let delay_us = if slow { 30_000 } else { 100 } + self.random.below(400);
                         let message = message.clone();
                         self.after(delay_us, Event::Message { to: index(&peer), from: at, message });
                     }
@@ -269,6 +270,40 @@ fn can_decide(world: &World) -> bool {
         .filter(|(at, host)| electorate.admits(&server(*at), Incarnation(host.incarnation)));
     let able = able.map(|(at, _)| server(at)).collect();
     electorate.is_quorum(Policy::Strict, &able, &BTreeSet::new())
+}
+
+/// Servers that want something at the same moment, in a good network whose messages take 0.1 to 0.5 ms and whose disks take
+/// 0.3 to 0.4 ms. Returns how long it takes until all of it is decided, in microseconds.
+fn decided_after_us(seed: u64, wishes: usize) -> u64 {
+    let mut world = World::new(seed, &[Policy::Balanced]);
+    world.events.clear();
+    world.healed = true;
+    world.links();
+    world.run(50_000);
+    let start_us = world.now_us;
+    for by in 0..wishes {
+        world.tickets += 1;
+        let ticket = world.tickets;
+        world.hosts[by].open.insert(ticket);
+        world.input(by, ChainInput::Wish { ticket, wish: wish(recover(SERVERS - 1 - by, by)) });
+    }
+    while world.answered < wishes {
+        let next_us = world.events.first_key_value().expect("something is under way").0.0;
+        world.run(next_us);
+    }
+    assert_eq!(world.decided.len(), SERVERS + wishes);
+    world.now_us - start_us
+}
+
+#[test]
+fn a_decision_takes_milliseconds_and_two_at_once_little_more() {
+    for (wishes, bound_us) in [(1, 5_000), (2, 10_000), (3, 15_000)] {
+        let mut took: Vec<u64> = (0..101).map(|seed| decided_after_us(seed, wishes)).collect();
+        took.sort_unstable();
+        let (median, most) = (took[took.len() / 2], took[took.len() - 1]);
+        println!("{wishes} at once: median {:.1} ms, most {:.1} ms", median as f64 / 1e3, most as f64 / 1e3);
+        assert!(median < bound_us, "{median} µs for {wishes}");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The decision chain: every order of events of small groups, long runs of a larger one, and what survives what.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, reason = "tests live in real time")]
 
 mod group;
 mod long_run;

@@ -201,3 +201,27 @@ fn another_chain_is_noticed_at_the_link() {
     assert!(matches!(out.as_slice(), [ChainOutput::Forked { .. }]));
     assert_eq!(one.handle(QUIET, from(2, ChainMessage::Prepare { slot: 4, ballot: ballot(1, 2) })), []);
 }
+
+#[test]
+fn under_the_papers_policy_two_halves_decide_and_notice_when_they_meet() {
+    let alone = |me: usize, target: usize| {
+        let config =
+            ChainConfig { policy: Policy::Paper, ask_ms: None, ..ChainConfig::new(name(me), Incarnation(1), 7) };
+        let mut chain = Chain::new(config, founded(2));
+        chain.handle(QUIET, ChainInput::Wish { ticket: 9, wish: recover(target, me) });
+        (0..2).for_each(|_| drop(chain.handle(QUIET, ChainInput::Persisted)));
+        assert_eq!(chain.decisions().len(), 3);
+        chain
+    };
+    let (mut one, mut two) = (alone(1, 2), alone(2, 1));
+    let out = one.handle(QUIET, ChainInput::LinkUp { peer: name(2) });
+    let [question] = sends(&out)[..] else { panic!("{out:?}") };
+    let out = two.handle(QUIET, from(1, question.clone()));
+    let [answer] = sends(&out)[..] else { panic!("{out:?}") };
+    let out = one.handle(QUIET, from(2, answer.clone()));
+    assert!(matches!(out.as_slice(), [ChainOutput::Forked { .. }]), "{out:?}");
+    assert!(
+        !sends(&one.handle(QUIET, from(2, ChainMessage::WantDecisions { from: 3 }))).is_empty(),
+        "so the other notices"
+    );
+}

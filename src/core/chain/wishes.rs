@@ -69,12 +69,12 @@ impl Chain {
         }
         // The host was chosen before somebody else chose it too.
         let Act::Recover { place: Some(place), .. } = act else { return None };
-        let since = self.memory.decisions.iter().skip(wish.made_at as usize);
-        let takes_host = |decision: &&Arc<Decision>| matches!(&decision.act, Act::Recover { place: Some(other), .. } if other.host == place.host);
-        since
-            .clone()
-            .find(takes_host)
-            .map(|decision| Obstacle::HostTaken { host: place.host.clone(), slot: decision.slot })
+        let mut since = self.memory.decisions.iter().skip(wish.made_at as usize);
+        let taken = since.find(|decision| match &decision.act {
+            Act::Recover { place: Some(other), .. } => other.host == place.host,
+            _ => false,
+        })?;
+        Some(Obstacle::HostTaken { host: place.host.clone(), slot: taken.slot })
     }
 
     /// Begins an attempt, if there is something to be decided and nothing under way.
