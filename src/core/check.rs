@@ -175,7 +175,7 @@ impl<'a> Reader<'a> {
 
     fn options(&self) -> Result<Options<'a>, CheckError> {
         let mut options = Options(Vec::new());
-        for (index, field) in self.record.fields().iter().enumerate().skip(3) {
+        for (index, field) in self.record.fields().enumerate().skip(3) {
             let known = ["interval", "timeout", "retry", "rise", "fall", "preset", "host", "status"];
             let Some((key, value)) = field.split_once('=').map(|(key, value)| (key.trim(), value.trim())) else {
                 return Err(self.wrong(index, "an option is a name, '=' and a value", OPTIONS));
@@ -432,7 +432,7 @@ mod tests {
     proptest! {
         #[test]
         fn reading_never_panics(question in "\\PC*", option in "\\PC*") {
-            if let Ok(record) = Record::new(vec!["S2".into(), "it".into(), question, option]) {
+            if let Ok(record) = Record::new(["S2", "it", &question, &option]) {
                 let _ = Check::parse(&record, Preset::Fast);
             }
         }

@@ -1,6 +1,7 @@
 //! The pure core: one synchronous state machine with no clock, no randomness and no input or output of its own.
 
 pub mod admission;
+pub mod chain;
 pub mod check;
 pub mod clock;
 pub mod decision;
@@ -22,8 +23,10 @@ pub mod placement;
 pub mod plain;
 pub mod priority;
 pub mod probe;
+pub mod quorum;
 pub mod record;
 pub mod ring;
+pub mod roster;
 pub mod schema;
 pub mod service;
 pub mod sync;

@@ -7,6 +7,7 @@ pub mod checkpoint_transfer;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod decision_log;
 mod endpoint;
 pub mod frame;
 pub mod guests;

@@ -52,6 +52,15 @@ const TARGETS: &[Target] = &[
         let _ = format::segment::scan_frames(bytes, 0);
         let _ = format::segment::frame_at(bytes, bytes.len() / 2);
     }),
+    ("decisions", |bytes| {
+        let _ = format::decision::decode_decision_header(bytes);
+        let _ = format::decision::scan_records(bytes);
+        if let Ok(records) = format::decision::decode_records(bytes) {
+            let mut again = Vec::new();
+            format::decision::append_records(&records, &mut again);
+            assert_eq!(format::decision::decode_records(&again[format::segment::FRAME_HEAD_BYTES..]).unwrap(), records);
+        }
+    }),
     ("view", |bytes| {
         let _ = format::view::decode_register(bytes);
         let _ = format::view::decode_vector(bytes);
