@@ -190,6 +190,12 @@ pub struct ShownFile {
 }
 
 impl ShownFile {
+    /// About what it takes in memory, in bytes.
+    pub fn weight_bytes(&self) -> usize {
+        const RECORD_BYTES: usize = 256;
+        self.text.len() + RECORD_BYTES * self.bases.len()
+    }
+
     pub fn of(file: &File) -> Self {
         let mut shown = Self { digest: Some(file.digest()), text: file.text(), ..Self::default() };
         for (key, register) in file.registers() {
