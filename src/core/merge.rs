@@ -412,6 +412,7 @@ impl Files {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // tests live in real time
 mod tests {
     use std::time::{Duration, Instant};
 

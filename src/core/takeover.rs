@@ -156,7 +156,7 @@ impl Takeover {
         let complete = round.seen.values().all(Option::is_some);
         // Somebody must have looked: silence of all lookers is not an answer.
         let looked = round.seen.values().any(Option::is_some);
-        if !complete && !(late && looked) {
+        if !(complete || late && looked) {
             return None;
         }
         Some(round.seen.iter().filter(|(_, seen)| **seen == Some(true)).map(|(name, _)| name.clone()).collect())
