@@ -54,9 +54,7 @@ const HOUSEKEEPING_US: u64 = 1_000_000;
 const REMOVED_ALARM: &str = "removed";
 /// Records beyond which a file has no plain text.
 const SHOWN_RECORDS_MAX: usize = 100_000;
-/// Making texts may take one part in so many of the time; and between two of them there is a rest, in microseconds, for
-/// nobody reads faster.
-const SHOW_COST_FACTOR: u64 = 20;
+/// Least time between two states of the plain-file view: nobody reads faster.
 const SHOW_REST_US: u64 = 15_000;
 /// Longest wait for a member to be admitted or a certificate to be made.
 const OWN_TRANSACTION_MS: u64 = 5_000;
@@ -299,10 +297,8 @@ impl Daemon {
         }
     }
 
-    /// Brings the plain-file view up to date: at once after a quiet time. A text costs time in proportion to its file, so
-    /// under a flood of edits texts are made less often.
+    /// Brings the plain-file view up to date: at once after a quiet time, now and then in a flood of edits.
     fn show_stale(&mut self) {
-        let began_us = self.clock.now().monotonic_us;
         for name in std::mem::take(&mut self.stale) {
             let Some(held) = self.node.files().file(&name) else { continue };
             let alarm = format!("plain file {name}");
@@ -314,8 +310,7 @@ impl Daemon {
             }
             self.plain.show(name, Arc::new(ShownFile::of(held)));
         }
-        let cost_us = self.clock.now().monotonic_us - began_us;
-        self.next_show_us = began_us + (SHOW_COST_FACTOR * cost_us).max(SHOW_REST_US);
+        self.next_show_us = self.clock.now().monotonic_us + SHOW_REST_US;
     }
 
     fn raise_alarm(&mut self, name: String, text: String) {

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
+use crate::core::clock::Now;
 use crate::core::entry::Sealed;
+use crate::core::guest::GuestOrder;
 use crate::core::id::{ServerName, Stream};
 use crate::core::io::{Committed, Event, Message, Output, Refusal, Ticket};
 use crate::core::merge::Written;
@@ -51,6 +53,17 @@ pub trait Peers {
 pub trait Audience {
     fn reply(&mut self, ticket: Ticket, result: Result<Committed, Refusal>);
     fn event(&mut self, event: Event);
+}
+
+/// The original servers of this host. What comes of it is told as `GuestReport`s.
+pub trait Hypervisor {
+    /// Carries out an order, after those given before for the same original; answers `GuestReport::Outcome`. A lease in
+    /// it counts from `now`, the time at which the order was decided upon: a daemon that is frozen on the way cannot
+    /// lengthen it.
+    fn order(&mut self, order: GuestOrder, now: Now);
+    /// Looks at every original, and makes anew those that no decision has put to work and that are absent or broken;
+    /// answers `GuestReport::Changed` for each.
+    fn prepare(&mut self);
 }
 
 /// Carries out outputs, in order.

@@ -37,8 +37,21 @@ fn stdout(assert: &Assert) -> String {
 fn help_names_every_command() {
     let mut help = p2pdb(&["--help"]).success();
     for command in [
-        "init", "token", "join", "cert", "daemon", "status", "files", "bundle", "remove", "dump", "replay", "verify",
-        "bench", "util",
+        "init",
+        "token",
+        "join",
+        "cert",
+        "daemon",
+        "status",
+        "files",
+        "bundle",
+        "procedure",
+        "remove",
+        "dump",
+        "replay",
+        "verify",
+        "bench",
+        "util",
     ] {
         help = help.stdout(contains(format!("\n  {command} ")));
     }
@@ -124,6 +137,7 @@ fn without_a_daemon_it_is_said_how_to_start_one() {
         &["bench", "edit"],
         &["cert", "rotate"],
         &["bundle", "list"],
+        &["procedure", "list"],
     ] {
         let arguments: Vec<&str> = command.iter().copied().chain(["--dir", directory]).collect();
         p2pdb(&arguments)
@@ -244,6 +258,33 @@ fn bundles_travel_in_parts() {
     assert_eq!(std::fs::read(&back).unwrap(), content);
     daemon.run(&["bundle", "list"]).success().stdout(contains("2.4 MiB"));
     daemon.run(&["bundle", "get", "other", text(&back)]).code(2).stderr(contains("there is no bundle 'other'"));
+}
+
+#[test]
+fn procedures_are_checked_shared_and_shown() {
+    let daemon = LittleDaemon::start();
+    let folder = daemon.directory().join("web");
+    std::fs::create_dir(&folder).unwrap();
+    let put = |arguments: &[&str]| daemon.run(&[&["procedure", "put", text(&folder)], arguments].concat());
+    std::fs::write(folder.join("procedure.toml"), "format = 1\n").unwrap();
+    put(&["--server", "S2"]).code(2).stderr(contains("'install.sh' is missing"));
+    std::fs::write(folder.join("install.sh"), "true\n").unwrap();
+    put(&[]).code(2).stderr(contains("give --server, or set target in procedure.toml"));
+    std::fs::write(folder.join("procedure.toml"), "format = 1\ntarget = \"S2\"\ndeadline = 3\n").unwrap();
+    put(&[]).code(2).stderr(contains("procedure.toml, line 3: unknown field `deadline`"));
+    std::fs::write(folder.join("procedure.toml"), "format = 1\ntarget = \"S2\"\ndeadline_s = 3\n").unwrap();
+    put(&["--server", "S3"]).code(2).stderr(contains("is for S2, not for S3"));
+    put(&[]).success().stdout(starts_with("procedure.S2, "));
+    daemon.run(&["procedure", "list"]).success().stdout(contains("S2"));
+    let shown = stdout(&daemon.run(&["procedure", "show", "S2"]).success());
+    assert!(shown.contains("deadline_s = 3") && shown.contains("install.sh"));
+    let shown = stdout(&daemon.run(&["procedure", "show", "S2", "--json"]).success());
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["files"][0], serde_json::json!({ "name": "install.sh", "size_bytes": 5 }));
+    daemon.run(&["procedure", "show", "S3"]).code(2).stderr(contains("there is no bundle 'procedure.S3'"));
+    std::fs::write(folder.join("not-a-procedure"), "x").unwrap();
+    daemon.run(&["bundle", "put", "procedure.S4", text(&folder.join("not-a-procedure"))]).success();
+    daemon.run(&["procedure", "show", "S4"]).code(2).stderr(contains("is not an installation procedure"));
 }
 
 #[test]

@@ -9,12 +9,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use common::{CLUSTER, Origin, files_of, record};
+use p2pdb::core::chain::{Ballot, ChainMessage, ChainRecord, DECISIONS_MAX};
+use p2pdb::core::decision::{
+    AUTHOR_BYTES_MAX, Act, Decision, Incarnation, ORIGINAL_BYTES_MAX, Place, REASON_BYTES_MAX,
+};
 use p2pdb::core::diff::{Change, Diff};
-use p2pdb::core::id::{ClusterId, Digest, FileName, Lane};
+use p2pdb::core::guest::{GuestRecord, GuestState};
+use p2pdb::core::id::{ClusterId, Digest, FileName, Lane, ServerName};
 use p2pdb::core::io::{Beat, Message, Range};
 use p2pdb::core::lifecycle::Lifecycle;
 use p2pdb::core::oplog::Checkpoint;
 use p2pdb::core::version::Vector;
+use p2pdb::format::decision::{
+    DecisionHeader, append_records, decode_decision_header, decode_records, encode_decision_header, scan_records,
+};
+use p2pdb::format::guest::{NOTE_BYTES_MAX, decode_guest, encode_guest};
 use p2pdb::format::segment::{
     ArchiveHeader, End, SegmentHeader, append_frame, decode_archive_header, decode_segment_header,
     encode_archive_header, encode_segment_header, frame_at, scan_frames,
@@ -81,6 +90,61 @@ fn sample_messages() -> Vec<(&'static str, Message)> {
         ("certificate", Message::Certificate { result: Ok(vec![8; 4]) }),
         ("no-certificate", Message::Certificate { result: Err("no".into()) }),
     ]
+    .into_iter()
+    .chain(sample_chain_messages().into_iter().map(|(name, message)| (name, Message::Chain(message))))
+    .collect()
+}
+
+fn server(name: &str) -> ServerName {
+    ServerName::new(name).unwrap()
+}
+
+fn sample_ballot(round: u64) -> Ballot {
+    Ballot { round, proposer: server("S1"), incarnation: Incarnation(0x0102_0304_0506_0708) }
+}
+
+/// One decision of each act.
+fn sample_decisions() -> Vec<Arc<Decision>> {
+    let place = Some(Place { host: server("S6"), original: "original-a".into() });
+    let (target, manager, incarnation) = (server("S2"), server("S1"), Incarnation(300));
+    let acts = [
+        Act::Found { founder: server("S1"), incarnation },
+        Act::Admit { server: server("S2"), incarnation },
+        Act::Remove { server: server("S3") },
+        Act::Witness { name: server("W"), incarnation },
+        Act::Recover { target: target.clone(), place, manager: manager.clone(), replaces: None },
+        Act::Recover { target: target.clone(), place: None, manager, replaces: Some(5) },
+        Act::Return { target, incarnation },
+    ];
+    let decision = |(slot, act)| {
+        let (by, author, reason) = (server("S1"), "p2pdb".into(), "load 0.5, é".into());
+        Arc::new(Decision { slot, by, wall_ms: 1_700_000_000_123, author, reason, act })
+    };
+    (1..).zip(acts).map(decision).collect()
+}
+
+fn sample_chain_messages() -> Vec<(&'static str, ChainMessage)> {
+    let (slot, ballot) = (5, sample_ballot(1));
+    let decision = sample_decisions()[4].clone();
+    let accepted = Some((sample_ballot(300), decision.clone()));
+    vec![
+        ("chain-prepare", ChainMessage::Prepare { slot, ballot: ballot.clone() }),
+        ("chain-promise", ChainMessage::Promise { slot, ballot: ballot.clone(), accepted }),
+        ("chain-accept", ChainMessage::Accept { ballot: ballot.clone(), decision }),
+        ("chain-accepted", ChainMessage::Accepted { slot, ballot: ballot.clone() }),
+        ("chain-refused", ChainMessage::Refused { slot, ballot: ballot.clone(), promised: sample_ballot(2) }),
+        ("chain-abstained", ChainMessage::Abstained { slot, ballot }),
+        ("chain-decisions", ChainMessage::Decisions(sample_decisions())),
+        ("chain-want-decisions", ChainMessage::WantDecisions { from: 3 }),
+    ]
+}
+
+fn sample_chain_records() -> Vec<ChainRecord> {
+    let decisions = sample_decisions();
+    let mut records: Vec<ChainRecord> = decisions[..6].iter().cloned().map(ChainRecord::Decided).collect();
+    records.push(ChainRecord::Promised { slot: 7, ballot: sample_ballot(2) });
+    records.push(ChainRecord::Accepted { ballot: sample_ballot(3), decision: decisions[6].clone() });
+    records
 }
 
 #[test]
@@ -123,6 +187,47 @@ fn a_checkpoint_has_its_golden_bytes() {
 }
 
 #[test]
+fn the_record_of_an_original_server_has_its_golden_bytes() {
+    let record = GuestRecord {
+        state: GuestState::Installed,
+        highest: 300,
+        token: 7,
+        target: Some("web-1.example".parse().unwrap()),
+        procedure: Some(Digest([0xd1; 32])),
+        instance: "4711 123456".into(),
+        unfinished: true,
+        note: "an é in it".into(),
+    };
+    let bytes = encode_guest(&record);
+    golden("guest.bin", &bytes);
+    assert_eq!(decode_guest(&bytes).unwrap(), record);
+    for at in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 4;
+        assert!(decode_guest(&flipped).is_err(), "bit flip at {at}");
+        assert!(decode_guest(&bytes[..at]).is_err(), "cut at {at}");
+    }
+    let long = GuestRecord { note: "é".repeat(NOTE_BYTES_MAX), ..record };
+    assert_eq!(decode_guest(&encode_guest(&long)).unwrap().note.len(), NOTE_BYTES_MAX);
+}
+
+#[cfg(feature = "daemon")]
+#[test]
+fn a_procedure_has_its_golden_bytes() {
+    use p2pdb::edge::procedure::{MANIFEST, Procedure, SCRIPT};
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = "format = 1\ntarget = \"S2\"\ndeadline_s = 60\n[[file]]\nsource = \"etc/web.conf\"\n\
+                    target = \"/etc/web.conf\"\nmode = \"0640\"\n[[check]]\ncommand = \"true\"\n";
+    std::fs::write(folder.path().join(MANIFEST), manifest).unwrap();
+    std::fs::write(folder.path().join(SCRIPT), "echo installed\n").unwrap();
+    std::fs::create_dir(folder.path().join("etc")).unwrap();
+    std::fs::write(folder.path().join("etc/web.conf"), "listen 80\n").unwrap();
+    let procedure = Procedure::of_folder(folder.path()).unwrap();
+    golden("procedure.tar", &procedure.bundle());
+    assert_eq!(Procedure::of_bundle(&procedure.bundle()).unwrap(), procedure);
+}
+
+#[test]
 fn a_segment_has_its_golden_bytes() {
     let header = SegmentHeader { cluster: CLUSTER, number: 3, created_ms: 1_700_000_000_000 };
     let mut bytes = encode_segment_header(&header).to_vec();
@@ -140,6 +245,61 @@ fn a_segment_has_its_golden_bytes() {
     let bytes = encode_archive_header(&archive);
     golden("archive-header.bin", &bytes);
     assert_eq!(decode_archive_header(&bytes).unwrap(), archive);
+}
+
+#[test]
+fn a_file_of_decisions_has_its_golden_bytes() {
+    let header = DecisionHeader { cluster: CLUSTER, incarnation: Incarnation(300), created_ms: 1_700_000_000_000 };
+    let records = sample_chain_records();
+    let mut bytes = encode_decision_header(&header).to_vec();
+    append_records(&records[..5], &mut bytes);
+    append_records(&records[5..], &mut bytes);
+    let end = bytes.len();
+    bytes.resize(end + 64, 0);
+    golden("decisions.bin", &bytes);
+    assert_eq!(decode_decision_header(&bytes).unwrap(), header);
+    assert_eq!(scan_records(&bytes).unwrap(), (records, End::Clean { at: end }));
+}
+
+#[test]
+fn decisions_that_cannot_be_are_refused() {
+    let mut long = (*sample_decisions()[0]).clone();
+    long.reason = "x".repeat(REASON_BYTES_MAX + 1);
+    let none = Decision { slot: 0, ..(*sample_decisions()[0]).clone() };
+    let many = vec![sample_decisions()[0].clone(); DECISIONS_MAX + 1];
+    let messages = [
+        ChainMessage::Decisions(vec![Arc::new(long)]),
+        ChainMessage::Decisions(vec![Arc::new(none)]),
+        ChainMessage::Decisions(many),
+        ChainMessage::Prepare { slot: 1, ballot: sample_ballot(u64::MAX) },
+    ];
+    for message in messages {
+        let bytes = encode_message(&Message::Chain(message.clone()));
+        assert!(decode_message(&bytes).is_err(), "{message:?}");
+    }
+}
+
+#[test]
+fn the_most_decisions_that_are_sent_or_written_at_once_fit_their_bounds() {
+    let mut largest = (*sample_decisions()[4]).clone();
+    (largest.author, largest.reason) = ("a".repeat(AUTHOR_BYTES_MAX), "r".repeat(REASON_BYTES_MAX));
+    largest.by = server(&"s".repeat(63));
+    let original = "o".repeat(ORIGINAL_BYTES_MAX);
+    let host = server(&"h".repeat(63));
+    largest.act = Act::Recover {
+        target: server(&"t".repeat(63)),
+        place: Some(Place { host: host.clone(), original }),
+        manager: host,
+        replaces: Some(u64::MAX),
+    };
+    let largest = Arc::new(largest);
+    let decisions: Vec<_> = std::iter::repeat_n(largest, DECISIONS_MAX).collect();
+    let bytes = encode_message(&Message::Chain(ChainMessage::Decisions(decisions.clone())));
+    assert!(decode_message(&bytes).is_ok());
+    let records: Vec<_> = decisions.iter().cloned().chain(decisions[..2].to_vec()).map(ChainRecord::Decided).collect();
+    let mut frame = Vec::new();
+    append_records(&records, &mut frame);
+    assert!(frame_at(&frame, 0).is_some_and(|read| decode_records(read.payload(&frame)).is_ok()));
 }
 
 #[test]
@@ -279,6 +439,9 @@ fn decode_everything(bytes: &[u8]) {
     let _ = decode_register(bytes);
     let _ = decode_vector(bytes);
     let _ = decode_summary(bytes);
+    let _ = decode_decision_header(bytes);
+    let _ = decode_records(bytes);
+    let _ = scan_records(bytes);
     let _ = frame_at(bytes, 0);
     scan_frames(bytes, 0);
 }
@@ -287,6 +450,9 @@ fn samples() -> Vec<Vec<u8>> {
     let mut samples: Vec<Vec<u8>> = sample_entries().iter().map(|sealed| encode_sealed(sealed)).collect();
     samples.extend(sample_messages().iter().map(|(_, message)| encode_message(message)));
     samples.push(encode_checkpoint(&sample_checkpoint(), CLUSTER)[66..].to_vec());
+    let mut records = Vec::new();
+    append_records(&sample_chain_records(), &mut records);
+    samples.push(records[8..].to_vec());
     let files = sample_checkpoint().files;
     samples.push(encode_register(files.builtin("Problem").unwrap().register("S2").unwrap()));
     samples

@@ -48,6 +48,9 @@ pub struct EditBenchArgs {
     /// What each edit waits for
     #[arg(long, value_enum, default_value_t = Level::Local)]
     wait: Level,
+    /// Let the last edit wait for all servers, whatever the others wait for: when it is done, all edits are on all servers
+    #[arg(long)]
+    until_all: bool,
     /// How long an edit may take
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     timeout: u64,
@@ -158,6 +161,7 @@ impl<'a> EditBench<'a> {
         let turn = self.turns[writer as usize];
         self.turns[writer as usize] += 1;
         self.started += 1;
+        let is_last = self.args.until_all && self.started == self.args.count;
         let record = |round: u64| {
             let key = format!("{}-{writer}-{}", self.tag, turn % self.args.records);
             Record::new([key.as_str(), &round.to_string(), &self.filler])
@@ -172,7 +176,7 @@ impl<'a> EditBench<'a> {
             edits: vec![edit_of(self.args.file.clone(), change)],
             on_behalf_of: None,
             reason: String::new(),
-            wait: self.args.wait.into(),
+            wait: if is_last { Wait::All } else { self.args.wait.into() },
             timeout_ms: self.args.timeout * 1000,
         });
         let start_ns = monotonic_ns();

@@ -11,7 +11,7 @@ use super::error::{Answer, Failure, Outcome};
 use super::output::{human_bytes, progress};
 use super::{DirectoryArgs, Session};
 use crate::core::id::Digest;
-use crate::edge::control::{BUNDLE_PART_BYTES_MAX, BundlePart, Request, Response};
+use crate::edge::control::{BUNDLE_PART_BYTES_MAX, Bundle, BundlePart, Request, Response};
 
 /// Largest content that is read into memory; the daemon's own bound is lower.
 const BYTES_MAX: u64 = 1 << 30;
@@ -63,7 +63,13 @@ fn put(name: String, path: &Path, directory: &DirectoryArgs, session: &mut Sessi
             "bundles are for scripts and settings; let the service replicate its own data",
         ));
     }
-    let digest = Digest(*blake3::hash(&content).as_bytes());
+    send(name, &content, directory, session)
+}
+
+/// Shares content under a name, and tells it.
+pub(super) fn send(name: String, content: &[u8], directory: &DirectoryArgs, session: &mut Session) -> Outcome {
+    let total_bytes = content.len() as u64;
+    let digest = Digest(*blake3::hash(content).as_bytes());
     let mut client = directory.connect()?;
     let bar = progress(total_bytes, "sending");
     let mut offset = 0;
@@ -97,6 +103,18 @@ fn put(name: String, path: &Path, directory: &DirectoryArgs, session: &mut Sessi
 }
 
 fn get(name: &str, path: &Path, directory: &DirectoryArgs, session: &mut Session) -> Outcome {
+    let content = fetch(name, directory)?;
+    if path.as_os_str() == "-" {
+        session.output.bytes(&content)?;
+        return Ok(Answer::Yes);
+    }
+    let written = File::create(path).and_then(|mut file| file.write_all(&content));
+    written.map_err(|error| Failure::storage(format!("{}: cannot be written: {error}", path.display()), ""))?;
+    Ok(Answer::Yes)
+}
+
+/// The content of a bundle, its digest checked.
+pub(super) fn fetch(name: &str, directory: &DirectoryArgs) -> Result<Vec<u8>, Failure> {
     let mut client = directory.connect()?;
     // Fetched from another member first, perhaps.
     client.set_timeout(Some(std::time::Duration::from_secs(60)))?;
@@ -128,20 +146,19 @@ fn get(name: &str, path: &Path, directory: &DirectoryArgs, session: &mut Session
             "nothing was written",
         ));
     }
-    if path.as_os_str() == "-" {
-        session.output.bytes(&content)?;
-        return Ok(Answer::Yes);
+    Ok(content)
+}
+
+/// All bundles, by name.
+pub(super) fn all(directory: &DirectoryArgs) -> Result<Vec<Bundle>, Failure> {
+    match directory.call(&Request::BundleList)? {
+        Response::Bundles(bundles) => Ok(bundles),
+        other => Err(Failure::of_response(other)),
     }
-    let written = File::create(path).and_then(|mut file| file.write_all(&content));
-    written.map_err(|error| Failure::storage(format!("{}: cannot be written: {error}", path.display()), ""))?;
-    Ok(Answer::Yes)
 }
 
 fn list(directory: &DirectoryArgs, session: &mut Session) -> Outcome {
-    let bundles = match directory.call(&Request::BundleList)? {
-        Response::Bundles(bundles) => bundles,
-        other => return Err(Failure::of_response(other)),
-    };
+    let bundles = all(directory)?;
     if session.output.is_json() {
         for bundle in &bundles {
             session.output.json(bundle)?;

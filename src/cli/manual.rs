@@ -1,4 +1,4 @@
-//! `p2pdb util`: manual pages and shell completions, made from the arguments themselves.
+//! `p2pdb util`: manual pages and shell completions, made from the arguments themselves; and what the daemon starts.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +6,7 @@ use clap::{Command, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::error::{Answer, Failure, Outcome};
+use crate::edge::agent::AgentArgs;
 
 #[derive(Debug, Subcommand)]
 pub enum UtilCommand {
@@ -20,6 +21,9 @@ pub enum UtilCommand {
         #[arg(value_enum)]
         shell: ShellName,
     },
+    /// The process that holds an address or lives in a guest; for the daemon
+    #[command(hide = true)]
+    Agent(AgentArgs),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -32,6 +36,12 @@ pub enum ShellName {
 
 pub fn run(command: UtilCommand, mut arguments: Command) -> Outcome {
     match command {
+        UtilCommand::Agent(agent) => {
+            // Its standard output is a link to the daemon, which it tells by itself what went wrong.
+            crate::edge::agent::run(&agent)
+                .map(|()| Answer::Yes)
+                .map_err(|error| Failure::storage(error.to_string(), ""))
+        }
         UtilCommand::Man { folder } => man(&folder, arguments),
         UtilCommand::Completions { shell } => {
             let shell = match shell {

@@ -18,6 +18,7 @@ mod log;
 mod manual;
 mod output;
 mod paper;
+mod procedure;
 mod remove;
 mod replay;
 mod simulate;
@@ -104,6 +105,9 @@ enum Command {
     /// Small contents that all members share, such as installation procedures
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
+    /// Installation procedures: what makes an original server play a certain server
+    #[command(subcommand)]
+    Procedure(procedure::ProcedureCommand),
     /// Take a server out of the cluster and revoke its certificates
     Remove(remove::RemoveArgs),
     /// Print the operation log, also of a running daemon
@@ -159,6 +163,7 @@ impl Command {
             Command::Status(args) => status::run(args, session),
             Command::Files(command) => files::run(command, session),
             Command::Bundle(command) => bundle::run(command, session),
+            Command::Procedure(command) => procedure::run(command, session),
             Command::Remove(args) => remove::run(args, session),
             Command::Dump(args) => dump::run(args, session),
             Command::Replay(args) => replay::run(args, session),

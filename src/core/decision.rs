@@ -1,19 +1,33 @@
-//! What is decided: the acts of the decision chain, and the group as they leave it.
+//! What is decided: the acts of the decision chain.
 //!
 //! A decision fills one slot of the chain; its slot is the fencing token of everything that is done because of it.
-//! Slot n+1 is decided by the electorate as of slot n, so the electorate changes by decision only.
+//! Slot n+1 is decided by the electorate as of slot n, so the electorate changes by decision only. What the decisions
+//! make of the group is [`super::roster`].
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::id::ServerName;
+
+/// Longest author of a decision, in bytes.
+pub const AUTHOR_BYTES_MAX: usize = 256;
+/// Longest reason of a decision, in bytes.
+pub const REASON_BYTES_MAX: usize = 4096;
+/// Longest name of an original server, in bytes.
+pub const ORIGINAL_BYTES_MAX: usize = 256;
 
 /// The slot of a decision, from 1; also the fencing token of what it orders.
 pub type Slot = u64;
 
+/// One life of a server's memory of decisions: drawn at random when its `Decision.dat` is made. Whoever has lost the
+/// file has another one, and its vote counts again only once the new one has been decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Incarnation(pub u64);
+
 /// One decided step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Decision {
     pub slot: Slot,
     /// Who proposed it, and when by its wall clock, in ms since 1970.
@@ -26,25 +40,25 @@ pub struct Decision {
 }
 
 /// What a decision does. Variants are only ever appended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Act {
     /// Slot 1: the electorate begins with its founder.
-    Found { founder: ServerName },
-    /// A server that operates becomes an elector and a member of the group.
-    Admit { server: ServerName },
-    /// An operator has removed a server for good: neither elector nor target any more.
+    Found { founder: ServerName, incarnation: Incarnation },
+    /// A server that operates becomes an elector and a member of the group, or comes back after it has lost its file.
+    Admit { server: ServerName, incarnation: Incarnation },
+    /// An operator has removed a server or a witness for good: neither elector nor target any more.
     Remove { server: ServerName },
-    /// An elector that manages nothing joins or leaves.
-    Witness { name: ServerName, joins: bool },
-    /// A failed server leaves the group; whoever is named plays it from now on. Also decided again, with another
-    /// place, when a stand-in fails.
-    Recover { target: ServerName, place: Option<Place>, manager: ServerName },
+    /// An elector that manages nothing joins, or comes back after it has lost its file.
+    Witness { name: ServerName, incarnation: Incarnation },
+    /// A failed server leaves the group; whoever is named plays it from now on. Decided again, with another place, when
+    /// a stand-in fails: `replaces` is the slot of the recovery that stands, `None` while the target is in the group.
+    Recover { target: ServerName, place: Option<Place>, manager: ServerName, replaces: Option<Slot> },
     /// The server plays itself again: its stand-in has to let go of the address first.
-    Return { target: ServerName },
+    Return { target: ServerName, incarnation: Incarnation },
 }
 
 /// Where a stand-in runs: an original server of a host.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Place {
     pub host: ServerName,
     pub original: String,
@@ -56,4 +70,30 @@ pub struct ServiceAddress {
     pub ip: IpAddr,
     /// Length of the network part, in bits.
     pub prefix: u8,
+}
+
+/// A text of a decision is too long.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("the {what} of a decision has {bytes} bytes; at most {limit} are allowed")]
+pub struct TooLong {
+    what: &'static str,
+    bytes: usize,
+    limit: usize,
+}
+
+/// Checks the bounds of a decision's texts.
+pub fn check_texts(author: &str, reason: &str, act: &Act) -> Result<(), TooLong> {
+    let original = match act {
+        Act::Recover { place: Some(place), .. } => place.original.as_str(),
+        _ => "",
+    };
+    let texts = [
+        ("author", author, AUTHOR_BYTES_MAX),
+        ("reason", reason, REASON_BYTES_MAX),
+        ("original server", original, ORIGINAL_BYTES_MAX),
+    ];
+    match texts.into_iter().find(|(_, text, limit)| text.len() > *limit) {
+        Some((what, text, limit)) => Err(TooLong { what, bytes: text.len(), limit }),
+        None => Ok(()),
+    }
 }

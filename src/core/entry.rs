@@ -143,32 +143,31 @@ impl Entry {
 }
 
 fn diff_weight_bytes(diff: &Diff) -> usize {
-    let record = |record: &Record| record.fields().map(|field| field.len() + 2).sum::<usize>();
     let change = match &diff.change {
-        Change::Add(one) | Change::Del(one) => record(one),
-        Change::Mod { before, after } => record(before) + record(after),
+        Change::Add(one) | Change::Del(one) => one.weight_bytes(),
+        Change::Mod { before, after } => before.weight_bytes() + after.weight_bytes(),
     };
     diff.file.as_str().len() + diff.key.len() + change + diff.bases.len() * 48
 }
 
-/// Feeds fields to a hash so that no two different entries give the same bytes: numbers are 8 bytes little-endian,
+/// Puts fields together for a hash so that no two different entries give the same bytes: numbers are 8 bytes little-endian,
 /// texts carry their length in front, variants their number.
-struct Canonical(blake3::Hasher);
+struct Canonical(Vec<u8>);
 
 impl Canonical {
     fn new(domain: &[u8]) -> Self {
-        let mut canonical = Self(blake3::Hasher::new());
+        let mut canonical = Self(Vec::with_capacity(1024));
         canonical.bytes(domain);
         canonical
     }
 
     fn number(&mut self, number: u64) {
-        self.0.update(&number.to_le_bytes());
+        self.0.extend_from_slice(&number.to_le_bytes());
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
         self.number(bytes.len() as u64);
-        self.0.update(bytes);
+        self.0.extend_from_slice(bytes);
     }
 
     fn text(&mut self, text: &str) {
@@ -209,7 +208,7 @@ impl Canonical {
     }
 
     fn finish(self) -> Digest {
-        Digest(*self.0.finalize().as_bytes())
+        Digest(*blake3::hash(&self.0).as_bytes())
     }
 }
 

@@ -1,9 +1,9 @@
-//! Deliberate faults: each breaks one promise, and the simulator has to find it, or the simulator is worth nothing.
+//! Deliberate faults: each breaks one promise, and the simulator or the model checker has to find it, or it is worth nothing.
 //!
-//! Only the simulator sets one; the daemon has no way to.
+//! Only tests set one; the daemon has no way to.
 
 /// A fault put back on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Flaw {
     /// The journal says "durable" before anything is (breaks P1).
     SkipSync,
@@ -21,9 +21,16 @@ pub enum Flaw {
     AcknowledgeEarly,
     /// A base that is named before its entry has arrived is not remembered (breaks P2 and P3).
     ForgetEarly,
+    /// A promise is given without being kept on disk: after a crash it is forgotten (breaks P4 and P5).
+    ForgetPromise,
+    /// A slot counts its votes in the electorate that its own act would leave (breaks P4 and P5).
+    ChangeElectorateWithoutQuorum,
+    /// An elector that has lost its file votes as if it had never voted (breaks P4 and P5).
+    VoteAfterAmnesia,
 }
 
 impl Flaw {
+    /// Those of the files plane.
     pub const ALL: [Flaw; 8] = [
         Flaw::SkipSync,
         Flaw::ApplyBeforeAppend,
@@ -34,4 +41,7 @@ impl Flaw {
         Flaw::AcknowledgeEarly,
         Flaw::ForgetEarly,
     ];
+
+    /// Those of the decision chain.
+    pub const OF_CHAIN: [Flaw; 3] = [Flaw::ForgetPromise, Flaw::ChangeElectorateWithoutQuorum, Flaw::VoteAfterAmnesia];
 }

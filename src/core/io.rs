@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::chain::ChainMessage;
 use super::diff::Change;
 use super::entry::Sealed;
 use super::id::{Digest, EntryId, FileName, ServerName, Stream};
@@ -290,4 +291,6 @@ pub enum Message {
     Certificate {
         result: Result<Vec<u8>, String>,
     },
+    /// Between electors, and to whoever learns from them.
+    Chain(ChainMessage),
 }

@@ -166,10 +166,10 @@ impl Leaf {
     }
 }
 
-/// One management file.
+/// One management file. A copy shares the records, and holds what they were when it was made.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct File {
-    registers: BTreeMap<String, Register>,
+    registers: BTreeMap<Arc<str>, Arc<Register>>,
     digest: Digest,
     live: usize,
 }
@@ -177,20 +177,20 @@ pub struct File {
 impl File {
     /// The records in order of their keys.
     pub fn records(&self) -> impl Iterator<Item = (&str, &Record)> {
-        self.registers.iter().filter_map(|(key, register)| Some((key.as_str(), register.value()?)))
+        self.registers().filter_map(|(key, register)| Some((key, register.value()?)))
     }
 
     /// Every register, deleted ones too.
     pub fn registers(&self) -> impl Iterator<Item = (&str, &Register)> {
-        self.registers.iter().map(|(key, register)| (key.as_str(), register))
+        self.registers.iter().map(|(key, register)| (key.as_ref(), register.as_ref()))
     }
 
     pub fn register(&self, key: &str) -> Option<&Register> {
-        self.registers.get(key)
+        self.registers.get(key).map(Arc::as_ref)
     }
 
     pub fn record(&self, key: &str) -> Option<&Record> {
-        self.registers.get(key).and_then(Register::value)
+        self.register(key).and_then(Register::value)
     }
 
     /// How many records the file has.
@@ -227,9 +227,9 @@ impl File {
     /// Changes a register; `change` returns what its digest has changed by.
     fn change(&mut self, key: &str, change: impl FnOnce(&mut Register) -> Digest) -> &Register {
         if !self.registers.contains_key(key) {
-            self.registers.insert(key.to_owned(), Register::default());
+            self.registers.insert(key.into(), Arc::default());
         }
-        let register = self.registers.get_mut(key).expect("it was put there if it was missing");
+        let register = Arc::make_mut(self.registers.get_mut(key).expect("it was put there if it was missing"));
         self.live -= usize::from(register.value().is_some());
         self.digest.toggle(&change(register));
         self.live += usize::from(register.value().is_some());
@@ -237,7 +237,7 @@ impl File {
     }
 }
 
-/// All management files, and the entries they are made of. A clone shares the files until one of the two is changed.
+/// All management files, and the entries they are made of. A copy shares the files until one of the two is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Files {
     files: BTreeMap<FileName, Arc<File>>,
@@ -260,7 +260,7 @@ impl Files {
     pub fn restore(registers: impl IntoIterator<Item = Written>, seen: Vector) -> Self {
         let mut files = Self { files: BTreeMap::new(), seen };
         for Written { file, key, register } in registers {
-            Arc::make_mut(files.files.entry(file).or_default()).update(&key, |held| *held = register);
+            files.file_mut(file).update(&key, |held| *held = register);
         }
         files
     }
@@ -269,17 +269,12 @@ impl Files {
         &self.seen
     }
 
-    pub fn file(&self, name: &FileName) -> Option<&File> {
-        self.files.get(name).map(Arc::as_ref)
+    pub fn file(&self, name: &FileName) -> Option<&Arc<File>> {
+        self.files.get(name)
     }
 
-    /// A file as it is now, and stays.
-    pub fn snapshot(&self, name: &FileName) -> Option<Arc<File>> {
-        self.files.get(name).cloned()
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = (&FileName, &File)> {
-        self.files.iter().map(|(name, file)| (name, file.as_ref()))
+    pub fn iter(&self) -> impl Iterator<Item = (&FileName, &Arc<File>)> {
+        self.files.iter()
     }
 
     /// The records of a built-in file.
@@ -288,7 +283,7 @@ impl Files {
     }
 
     pub fn builtin(&self, name: &str) -> Option<&File> {
-        self.file(&FileName::new(name).expect("built-in file names are well formed"))
+        self.files.get(&FileName::new(name).expect("built-in file names are well formed")).map(Arc::as_ref)
     }
 
     /// The schema in force for a file. A declaration that does not hold water counts as none.
@@ -299,6 +294,10 @@ impl Files {
                 .and_then(|record| Schema::from_record(record).ok())
                 .map_or_else(Schema::any, |(_, schema)| schema)
         })
+    }
+
+    fn file_mut(&mut self, name: FileName) -> &mut File {
+        Arc::make_mut(self.files.entry(name).or_default())
     }
 
     /// Applies an entry; the next of its stream.
@@ -326,11 +325,10 @@ impl Files {
     /// Forgets what was deleted: one of the deliberate faults that the simulator must find (`flaw`).
     pub fn forget_deletions(&mut self, touched: &Touched) {
         for (file, key) in touched {
-            if let Some(held) = self.files.get_mut(file).map(Arc::make_mut)
-                && held.registers.get(key).is_some_and(|register| register.value().is_none())
-            {
+            let held = self.file_mut(file.clone());
+            if held.register(key).is_some_and(|register| register.value().is_none()) {
                 held.update(key, |register| *register = Register::default());
-                held.registers.remove(key);
+                held.registers.remove(key.as_str());
             }
         }
     }
@@ -347,9 +345,7 @@ impl Files {
 
     fn update_touched(&mut self, touched: &Touched, change: impl Fn(&mut Register)) {
         for (file, key) in touched {
-            if let Some(held) = self.files.get_mut(file).map(Arc::make_mut) {
-                held.update(key, &change);
-            }
+            self.file_mut(file.clone()).update(key, &change);
         }
     }
 
@@ -359,11 +355,11 @@ impl Files {
         let absent = Register::default();
         for (name, theirs) in &other.files {
             let mine = Arc::make_mut(self.files.entry(name.clone()).or_default());
-            for (key, register) in &theirs.registers {
+            for (key, register) in theirs.registers() {
                 let before = mine.register(key).cloned();
                 let after = mine.update(key, |held| held.merge(&self.seen, register, &other.seen)).clone();
                 if before.as_ref() != Some(&after) {
-                    written.push(Written { file: name.clone(), key: key.clone(), register: after });
+                    written.push(Written { file: name.clone(), key: key.to_owned(), register: after });
                 }
             }
         }
@@ -371,16 +367,15 @@ impl Files {
         for (name, mine) in &mut self.files {
             let theirs = other.files.get(name);
             let lacking: Vec<String> = mine
-                .registers
-                .iter()
+                .registers()
                 .filter(|(key, register)| {
                     !register.early.is_empty() && theirs.is_none_or(|file| file.register(key).is_none())
                 })
-                .map(|(key, _)| key.clone())
+                .map(|(key, _)| key.to_owned())
                 .collect();
             for key in lacking {
-                let after =
-                    Arc::make_mut(mine).update(&key, |held| held.merge(&self.seen, &absent, &other.seen)).clone();
+                let mine = Arc::make_mut(mine);
+                let after = mine.update(&key, |held| held.merge(&self.seen, &absent, &other.seen)).clone();
                 written.push(Written { file: name.clone(), key, register: after });
             }
         }

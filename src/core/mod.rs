@@ -1,10 +1,14 @@
 //! The pure core: one synchronous state machine with no clock, no randomness and no input or output of its own.
 
 pub mod admission;
+pub mod chain;
+pub mod check;
 pub mod clock;
 pub mod decision;
 pub mod diff;
 pub mod entry;
+#[cfg(test)]
+mod fixture;
 pub mod flaw;
 pub mod guest;
 pub mod id;
@@ -13,11 +17,16 @@ pub mod lifecycle;
 pub mod load;
 pub mod merge;
 pub mod node;
+pub mod opinion;
 pub mod oplog;
+pub mod placement;
 pub mod plain;
 pub mod priority;
 pub mod probe;
+pub mod quorum;
 pub mod record;
+pub mod ring;
+pub mod roster;
 pub mod schema;
 pub mod service;
 pub mod sync;
@@ -25,3 +34,4 @@ pub mod takeover;
 pub mod text;
 pub mod version;
 pub mod waits;
+pub mod watch;

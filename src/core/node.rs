@@ -656,13 +656,14 @@ impl Node {
                 self.with_holding(now, |sync, holding| sync.wanted_by(&peer, ranges, holding, out));
             }
             Message::WantCheckpoint => out.push(Output::SendCheckpoint { peer }),
-            // Content and certificates are the daemon's business; they change no file.
+            // Content, certificates and decisions are not the files' business.
             Message::CheckpointPart { .. }
             | Message::WantBundle { .. }
             | Message::BundlePart { .. }
             | Message::NoBundle { .. }
             | Message::WantCertificate { .. }
-            | Message::Certificate { .. } => {}
+            | Message::Certificate { .. }
+            | Message::Chain(_) => {}
         }
     }
 

@@ -67,11 +67,13 @@ pub enum ChainError {
 #[derive(Clone, Default)]
 pub struct Chains {
     heads: BTreeMap<Stream, Head>,
+    /// Keys that have been unpacked before, which takes as long as a quarter of a verification.
+    keys: BTreeMap<[u8; 32], VerifyingKey>,
 }
 
 impl Chains {
     pub fn new(heads: BTreeMap<Stream, Head>) -> Self {
-        Self { heads }
+        Self { heads, keys: BTreeMap::new() }
     }
 
     pub fn head(&self, stream: &Stream) -> Option<&Head> {
@@ -110,7 +112,7 @@ impl Chains {
     /// # Errors
     /// The first entry that does not fit, and why. Nothing has changed then.
     pub fn admit(
-        &self,
+        &mut self,
         cluster: ClusterId,
         certifier: &dyn Certifier,
         entries: &[Arc<Sealed>],
@@ -128,7 +130,7 @@ impl Chains {
                     && sealed.hash() != head.hash
                 {
                     // Only the origin itself can fork; anybody can send an entry with a number that is taken.
-                    return Err(match is_vouched(cluster, &head.public_key, &entries[at..]) {
+                    return Err(match self.is_vouched(cluster, &head.public_key, &entries[at..]) {
                         true => ChainError::Fork(id.clone()),
                         false => ChainError::Entry(id.clone(), EntryError::Signature),
                     });
@@ -150,7 +152,7 @@ impl Chains {
         };
         admitted.truncate(signed + 1);
         let key = head.expect("there is a head once an entry was admitted").public_key;
-        verify_signatures(cluster, &key, &mut admitted)?;
+        self.verify_signatures(cluster, &key, &mut admitted)?;
         let last = &admitted[signed];
         let head = Head { seq: last.id().seq, hash: last.hash(), time: last.entry().time, public_key: key };
         Ok(Some(Admitted { stream: stream.clone(), head, entries: admitted }))
@@ -181,6 +183,56 @@ impl Chains {
             None => self.heads.remove(&stream),
         };
     }
+
+    /// Verifies the last signature, and of those before it as many as keep groups below [`GROUP_BYTES`]; drops the others.
+    /// A hash does not cover a signature, so one that is kept without a look could be wrong, and be passed on.
+    fn verify_signatures(
+        &mut self,
+        cluster: ClusterId,
+        public_key: &[u8; 32],
+        entries: &mut [Arc<Sealed>],
+    ) -> Result<(), ChainError> {
+        let (mut kept_bytes, mut group_bytes) = (0, 0);
+        let mut before: Option<usize> = None;
+        for at in 0..entries.len() {
+            group_bytes += entries[at].entry().weight_bytes();
+            if entries[at].signature().is_none() {
+                continue;
+            }
+            if let Some(before) = before {
+                if kept_bytes + group_bytes > GROUP_BYTES {
+                    self.verify(cluster, public_key, &entries[before])?;
+                    kept_bytes = 0;
+                } else {
+                    let unsigned = Sealed::clone(&entries[before]).without_signature();
+                    entries[before] = Arc::new(unsigned);
+                }
+            }
+            kept_bytes += group_bytes;
+            group_bytes = 0;
+            before = Some(at);
+        }
+        before.map_or(Ok(()), |last| self.verify(cluster, public_key, &entries[last]))
+    }
+
+    fn verify(&mut self, cluster: ClusterId, public_key: &[u8; 32], sealed: &Sealed) -> Result<(), ChainError> {
+        let wrong = |error| ChainError::Entry(sealed.id().clone(), error);
+        let key = match self.keys.get(public_key) {
+            Some(key) => *key,
+            None => {
+                let key = VerifyingKey::from_bytes(public_key).map_err(|_| wrong(EntryError::Signature))?;
+                *self.keys.entry(*public_key).or_insert(key)
+            }
+        };
+        sealed.verify(cluster, &key).map_err(wrong)
+    }
+
+    /// Whether the first of some entries is covered by the next signature.
+    fn is_vouched(&mut self, cluster: ClusterId, public_key: &[u8; 32], entries: &[Arc<Sealed>]) -> bool {
+        let Some(signed) = entries.iter().position(|sealed| sealed.signature().is_some()) else { return false };
+        let chained = entries[..=signed].windows(2).all(|pair| pair[1].entry().previous == pair[0].hash());
+        chained && self.verify(cluster, public_key, &entries[signed]).is_ok()
+    }
 }
 
 /// New entries of one stream, all checked.
@@ -189,45 +241,6 @@ pub struct Admitted {
     pub stream: Stream,
     pub head: Head,
     pub entries: Vec<Arc<Sealed>>,
-}
-
-/// Verifies the last signature, and of those before it as many as keep groups below [`GROUP_BYTES`]; drops the others.
-/// A hash does not cover a signature, so one that is kept without a look could be wrong, and be passed on.
-fn verify_signatures(cluster: ClusterId, public_key: &[u8; 32], entries: &mut [Arc<Sealed>]) -> Result<(), ChainError> {
-    let (mut kept_bytes, mut group_bytes) = (0, 0);
-    let mut before: Option<usize> = None;
-    for at in 0..entries.len() {
-        group_bytes += entries[at].entry().weight_bytes();
-        if entries[at].signature().is_none() {
-            continue;
-        }
-        if let Some(before) = before {
-            if kept_bytes + group_bytes > GROUP_BYTES {
-                verify_one(cluster, public_key, &entries[before])?;
-                kept_bytes = 0;
-            } else {
-                let unsigned = Sealed::clone(&entries[before]).without_signature();
-                entries[before] = Arc::new(unsigned);
-            }
-        }
-        kept_bytes += group_bytes;
-        group_bytes = 0;
-        before = Some(at);
-    }
-    before.map_or(Ok(()), |last| verify_one(cluster, public_key, &entries[last]))
-}
-
-fn verify_one(cluster: ClusterId, public_key: &[u8; 32], sealed: &Sealed) -> Result<(), ChainError> {
-    let wrong = |error| ChainError::Entry(sealed.id().clone(), error);
-    let key = VerifyingKey::from_bytes(public_key).map_err(|_| wrong(EntryError::Signature))?;
-    sealed.verify(cluster, &key).map_err(wrong)
-}
-
-/// Whether the first of some entries is covered by the next signature.
-fn is_vouched(cluster: ClusterId, public_key: &[u8; 32], entries: &[Arc<Sealed>]) -> bool {
-    let Some(signed) = entries.iter().position(|sealed| sealed.signature().is_some()) else { return false };
-    let chained = entries[..=signed].windows(2).all(|pair| pair[1].entry().previous == pair[0].hash());
-    chained && verify_one(cluster, public_key, &entries[signed]).is_ok()
 }
 
 /// The head that `sealed` makes if it may follow `head`.
@@ -311,7 +324,7 @@ mod tests {
     }
 
     fn admit(chains: &Chains, entries: &[Arc<Sealed>]) -> Result<Option<Admitted>, ChainError> {
-        chains.admit(CLUSTER, &Trusting, entries)
+        chains.clone().admit(CLUSTER, &Trusting, entries)
     }
 
     #[test]

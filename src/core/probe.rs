@@ -1,5 +1,6 @@
 //! One look at one service: what to ask, and what came of it. The questions are asked at the edge.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -60,14 +61,53 @@ pub enum ProbeKind {
     },
 }
 
+impl fmt::Display for ProbeKind {
+    /// As the file `Check` has it; options of http apart.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProbeKind::Icmp => out.write_str("icmp"),
+            ProbeKind::Tcp { port } => write!(out, "tcp {port}"),
+            ProbeKind::Http { port, tls, path, .. } => write!(out, "http{} {port} {path}", if *tls { "s" } else { "" }),
+            ProbeKind::Smtp { port } => write!(out, "smtp {port}"),
+            ProbeKind::Ssh { port } => write!(out, "ssh {port}"),
+            ProbeKind::Ftp { port } => write!(out, "ftp {port}"),
+            ProbeKind::Dns { port, name } => write!(out, "dns {port} {name}"),
+            ProbeKind::Proxy { port, url } => write!(out, "proxy {port} {url}"),
+            ProbeKind::Command { command } => write!(out, "command {}", command.join(" ")),
+        }
+    }
+}
+
 /// What came of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeOutcome {
     Answered {
         took_us: u64,
     },
-    /// In words, such as "connection refused" or "no answer within 500 ms".
+    /// The host answers and the service does not: "connection refused", "it greets with '554 no'", silence behind an
+    /// accepted connection.
+    Refused(String),
+    /// Nobody answers, in words such as "no answer within 400 ms".
     Failed(String),
-    /// The prober could not ask (no permission, program missing): says nothing about the service.
+    /// The prober could not ask (no permission, no route, program missing), and what to do: says nothing about the service.
     Unable(String),
+}
+
+impl ProbeOutcome {
+    /// Whether there is somebody at the address, whatever the service does.
+    pub fn host_answers(&self) -> bool {
+        matches!(self, ProbeOutcome::Answered { .. } | ProbeOutcome::Refused(_))
+    }
+}
+
+impl fmt::Display for ProbeOutcome {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProbeOutcome::Answered { took_us } => {
+                write!(out, "answers in {}.{} ms", took_us / 1000, took_us / 100 % 10)
+            }
+            ProbeOutcome::Refused(why) | ProbeOutcome::Failed(why) => out.write_str(why),
+            ProbeOutcome::Unable(why) => write!(out, "could not be asked: {why}"),
+        }
+    }
 }

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
+use super::check::{Check, CheckError, Preset};
 use super::id::{Digest, FileName, ServerName};
 use super::record::Record;
 use super::service::parse_address;
@@ -23,7 +24,8 @@ pub mod file {
     pub const OPERATION: &str = "Operation";
     /// `stand-in, target, host`, with `---` for what is not known yet (the paper's problem file).
     pub const PROBLEM: &str = "Problem";
-    /// `server, cpu, memory, network, virtual servers`: the paper's real server condition file.
+    /// `server, cpu, memory, network, virtual servers, processors, memory MiB, network Mbit/s`: the paper's real server
+    /// condition file; the first three are shares of the last three.
     pub const CONDITION: &str = "Condition";
     /// `server, address/prefix, exclusive|shared`: where a server's service is reached, and whether two must never answer there.
     pub const SERVICE: &str = "Service";
@@ -55,6 +57,8 @@ pub enum SchemaError {
     EmptyKey { file: String, field: usize },
     #[error("'{0}' declares no schema: {1}")]
     Declaration(String, String),
+    #[error(transparent)]
+    Check(#[from] CheckError),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +155,7 @@ impl Schema {
             file::GROUP => ("1", "name"),
             file::OPERATION => ("1+3", "text name name"),
             file::PROBLEM => ("2", "name|--- name name|---"),
-            file::CONDITION => ("1", "name number number number number"),
+            file::CONDITION => ("1", "name number number number number number number number"),
             file::SERVICE => ("1", "name network exclusive|shared"),
             file::CHECK => ("1+2", "name name text..."),
             file::ORIGINAL => ("1+2", "name name text text"),
@@ -235,6 +239,9 @@ impl Schema {
         if let Some(empty) = self.key.iter().find(|&&index| record.field(index).is_empty()) {
             return Err(SchemaError::EmptyKey { file: name.to_string(), field: empty + 1 });
         }
+        if name.as_str() == file::CHECK {
+            Check::parse(record, Preset::default())?;
+        }
         Ok(self.key_of(record))
     }
 
@@ -274,6 +281,8 @@ mod tests {
         let error = check("Group", "S1, S2").unwrap_err();
         assert_eq!(error.to_string(), "Group takes 1 field (name), this record has 2");
         assert!(matches!(check("Notes", ", b"), Err(SchemaError::EmptyKey { field: 1, .. })));
+        assert!(matches!(check("Check", "S2, mail, smpt 25"), Err(SchemaError::Check(_))));
+        assert_eq!(check("Check", "S2, mail, smtp 25, interval=2s").unwrap(), "S2, mail");
     }
 
     #[test]

@@ -9,11 +9,12 @@
 //! it stands for. Whoever edits that text builds on these versions, however long the editing takes.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, OnceLock};
 
 use super::diff::Change;
-use super::id::{Digest, EntryId, FileName};
+use super::id::{EntryId, FileName};
 use super::io::Edit;
-use super::merge::File;
+use super::merge::{File, Register};
 use super::record::Record;
 use super::schema::Schema;
 use super::version::Version;
@@ -176,40 +177,54 @@ pub fn merge3(base: &Records, mine: &Records, theirs: &Records) -> Merge {
     merge
 }
 
-/// A file of the tree as its readers get it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ShownFile {
-    /// Of the tree's file that it shows; `None` for a text that an author left behind.
-    digest: Option<Digest>,
-    records: Records,
-    /// What an edit of each record builds on (`Register::bases`); deleted records have theirs too.
-    bases: BTreeMap<String, Vec<Version>>,
-    /// The versions that lost, of records with an open conflict.
-    rivals: BTreeMap<String, Vec<Version>>,
-    text: String,
+/// A text that somebody may have before his eyes: a file of the tree, or what an author left behind.
+/// What is read of a file is made when it is asked for: most texts are never edited.
+#[derive(Debug, Clone)]
+pub struct ShownFile(Shown);
+
+#[derive(Debug, Clone)]
+enum Shown {
+    Tree {
+        file: Arc<File>,
+        records: OnceLock<Records>,
+        text: OnceLock<String>,
+    },
+    Author {
+        records: Records,
+        text: String,
+        /// What an edit of each record builds on; deleted records have theirs too.
+        bases: BTreeMap<String, Vec<Version>>,
+    },
 }
 
+impl Default for ShownFile {
+    fn default() -> Self {
+        Self::of(&Arc::default())
+    }
+}
+
+impl PartialEq for ShownFile {
+    fn eq(&self, other: &Self) -> bool {
+        self.shows_same(other) || (self.text() == other.text() && self.all_bases() == other.all_bases())
+    }
+}
+
+impl Eq for ShownFile {}
+
 impl ShownFile {
-    /// About what it takes in memory, in bytes.
+    /// About what it may take in memory, in bytes.
     pub fn weight_bytes(&self) -> usize {
         const RECORD_BYTES: usize = 256;
-        self.text.len() + RECORD_BYTES * self.bases.len()
+        let (records, text) = match &self.0 {
+            Shown::Tree { file, text, .. } => (file.len(), text.get().map_or(0, String::len)),
+            Shown::Author { records, text, .. } => (records.len(), text.len()),
+        };
+        RECORD_BYTES * records + text
     }
 
-    pub fn of(file: &File) -> Self {
-        let mut shown = Self { digest: Some(file.digest()), text: file.text(), ..Self::default() };
-        for (key, register) in file.registers() {
-            if let Some(record) = register.value() {
-                shown.records.insert(key.to_owned(), record.clone());
-            }
-            let bases = register.bases();
-            if bases.len() < register.leaves.len() {
-                let rivals = register.newest_leaves().into_iter().filter(|version| !bases.contains(version)).collect();
-                shown.rivals.insert(key.to_owned(), rivals);
-            }
-            shown.bases.insert(key.to_owned(), bases);
-        }
-        shown
+    /// The file as it is now, whatever becomes of it.
+    pub fn of(file: &Arc<File>) -> Self {
+        Self(Shown::Tree { file: file.clone(), records: OnceLock::new(), text: OnceLock::new() })
     }
 
     /// The text that an author left behind by saving `records`, which he had made of `base` and which gave `tree` when
@@ -222,51 +237,85 @@ impl ShownFile {
         tree: &ShownFile,
         entry: Option<&EntryId>,
     ) -> Self {
-        let mut bases = base.bases.clone();
-        for key in tree.bases.keys().chain(records.keys()) {
-            if records.get(key) == tree.records.get(key) {
-                bases.insert(key.clone(), tree.bases.get(key).cloned().unwrap_or_default());
-            } else if records.get(key) != base.records.get(key) {
+        let mut bases = base.all_bases();
+        let tree_bases = tree.all_bases();
+        for key in tree_bases.keys().chain(records.keys()) {
+            if records.get(key) == tree.records().get(key) {
+                bases.insert(key.clone(), tree_bases.get(key).cloned().unwrap_or_default());
+            } else if records.get(key) != base.records().get(key) {
                 bases.insert(key.clone(), entry.and_then(|entry| tree.version_by(key, entry)).into_iter().collect());
             }
         }
-        Self { digest: None, records, bases, rivals: BTreeMap::new(), text }
+        Self(Shown::Author { records, text, bases })
     }
 
     /// A text that somebody may have in hand though it is not known when it was shown: where it says what the tree
     /// says, it stands for the tree's versions; elsewhere for none, so that an edit there shows as a conflict.
     pub fn of_unknown_age(records: Records, text: String, tree: &ShownFile) -> Self {
-        let same = |key: &&String| records.get(*key) == tree.records.get(*key);
-        let bases = tree.bases.keys().filter(same).map(|key| (key.clone(), tree.bases(key))).collect();
-        Self { digest: None, records, bases, rivals: BTreeMap::new(), text }
+        let mut bases = tree.all_bases();
+        bases.retain(|key, _| records.get(key) == tree.records().get(key));
+        Self(Shown::Author { records, text, bases })
     }
 
     /// Whether both show the same state of the tree's file.
     pub fn shows_same(&self, other: &ShownFile) -> bool {
-        self.digest.is_some() && self.digest == other.digest
+        match (&self.0, &other.0) {
+            (Shown::Tree { file: mine, .. }, Shown::Tree { file: theirs, .. }) => mine.digest() == theirs.digest(),
+            _ => false,
+        }
     }
 
     pub fn records(&self) -> &Records {
-        &self.records
+        match &self.0 {
+            Shown::Tree { file, records, .. } => {
+                records.get_or_init(|| file.records().map(|(key, record)| (key.to_owned(), record.clone())).collect())
+            }
+            Shown::Author { records, .. } => records,
+        }
+    }
+
+    pub fn text(&self) -> &str {
+        match &self.0 {
+            Shown::Tree { file, text, .. } => text.get_or_init(|| file.text()),
+            Shown::Author { text, .. } => text,
+        }
     }
 
     /// What an edit of this record, seen in this text, builds on.
     pub fn bases(&self, key: &str) -> Vec<Version> {
-        self.bases.get(key).cloned().unwrap_or_default()
-    }
-
-    pub fn text(&self) -> &str {
-        &self.text
+        match &self.0 {
+            Shown::Tree { file, .. } => file.register(key).map(Register::bases).unwrap_or_default(),
+            Shown::Author { bases, .. } => bases.get(key).cloned().unwrap_or_default(),
+        }
     }
 
     /// Whether the record, or its deletion, comes from one of these entries and from no other.
     pub fn is_by(&self, key: &str, entries: &VecDeque<EntryId>) -> bool {
-        self.bases.get(key).is_some_and(|bases| bases.iter().all(|base| entries.contains(&base.entry)))
+        let known = match &self.0 {
+            Shown::Tree { file, .. } => file.register(key).is_some(),
+            Shown::Author { bases, .. } => bases.contains_key(key),
+        };
+        known && self.bases(key).iter().all(|base| entries.contains(&base.entry))
     }
 
+    fn all_bases(&self) -> BTreeMap<String, Vec<Version>> {
+        match &self.0 {
+            Shown::Tree { file, .. } => {
+                file.registers().map(|(key, register)| (key.to_owned(), register.bases())).collect()
+            }
+            Shown::Author { bases, .. } => bases.clone(),
+        }
+    }
+
+    /// The version that an entry gave to a record, also if it lost against another.
     fn version_by(&self, key: &str, entry: &EntryId) -> Option<Version> {
-        let held = [&self.bases, &self.rivals].into_iter().filter_map(|versions| versions.get(key)).flatten();
-        held.into_iter().find(|version| version.entry == *entry).cloned()
+        let is_by = |version: &&Version| version.entry == *entry;
+        match &self.0 {
+            Shown::Tree { file, .. } => {
+                file.register(key)?.leaves.iter().map(|leaf| &leaf.version).find(is_by).cloned()
+            }
+            Shown::Author { bases, .. } => bases.get(key)?.iter().find(is_by).cloned(),
+        }
     }
 }
 
@@ -294,13 +343,13 @@ pub fn edit_text(
     edited: &[u8],
     current: &ShownFile,
 ) -> Result<Edited, Vec<LineError>> {
-    let records = parse_text_knowing(name, schema, edited, &shown.records)?;
+    let records = parse_text_knowing(name, schema, edited, shown.records())?;
     Ok(edit_records(name, shown, records, current))
 }
 
 /// As [`edit_text`], for records that are read already.
 pub fn edit_records(name: &FileName, shown: &ShownFile, records: Records, current: &ShownFile) -> Edited {
-    let Merge { changes, conflicts } = merge3(&shown.records, &records, &current.records);
+    let Merge { changes, conflicts } = merge3(shown.records(), &records, current.records());
     let edits = changes
         .into_iter()
         .map(|KeyedChange { key, change }| Edit { file: name.clone(), bases: Some(shown.bases(&key)), change })

@@ -97,7 +97,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
     mesh.set_join_handler(Some(join.into_handler()));
 
     let (plain_sender, plain_events) = mpsc::channel(256);
-    let shown = |(name, held): (&FileName, &File)| (name.clone(), Arc::new(ShownFile::of(held)));
+    let shown = |(name, held): (&FileName, &Arc<File>)| (name.clone(), Arc::new(ShownFile::of(held)));
     let current = node.files().iter().filter(|(_, held)| held.len() <= SHOWN_RECORDS_MAX).map(shown).collect();
     let plain = PlainFiles::start(&config.files, current, plain_sender)
         .map_err(|source| DaemonError::Io { path: config.files.clone(), source })?;

@@ -25,11 +25,14 @@ pub enum BundleError {
     TooLarge { found: u64, bytes_max: u64 },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
+    #[error("{path}: the content does not match its digest; remove the file, it is fetched again")]
+    Damaged { path: PathBuf },
     #[error("the bundle with digest {0} is not on this server yet")]
     Absent(Digest),
 }
 
 /// The content store of one server.
+#[derive(Debug, Clone)]
 pub struct BundleStore {
     folder: PathBuf,
     bytes_max: u64,
@@ -89,6 +92,15 @@ impl BundleStore {
             Ok((total, content))
         };
         read().map_err(|source| BundleError::Io { path, source })
+    }
+
+    /// The whole content, its digest checked again.
+    pub fn whole(&self, digest: &Digest) -> Result<Vec<u8>, BundleError> {
+        let content = self.read(digest, 0, usize::MAX)?.1;
+        match Digest(*blake3::hash(&content).as_bytes()) == *digest {
+            true => Ok(content),
+            false => Err(BundleError::Damaged { path: self.path(digest) }),
+        }
     }
 
     /// Drops content that no record names any more.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de};
@@ -69,6 +69,8 @@ pub struct Config {
     pub clock: ClockConfig,
     pub control: ControlConfig,
     pub bundles: BundleConfig,
+    pub service: ServiceConfig,
+    pub originals: OriginalsConfig,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -129,6 +131,40 @@ pub struct BundleConfig {
     pub total_mib: u64,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// The interface on the service network; empty: this host has none.
+    pub interface: String,
+    /// The router of that network for stand-ins; empty: none.
+    pub gateway: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OriginalsConfig {
+    pub driver: Driver,
+    pub count: usize,
+}
+
+/// What an original server is on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    Process,
+    Libvirt,
+}
+
+impl ServiceConfig {
+    pub fn interface(&self) -> Option<String> {
+        Some(self.interface.clone()).filter(|interface| !interface.is_empty())
+    }
+
+    pub fn gateway(&self) -> Option<IpAddr> {
+        self.gateway.parse().ok()
+    }
+}
+
 /// What a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -144,6 +180,9 @@ pub enum Kind {
     Flag,
     Archive,
     Group,
+    Interface,
+    IpOrNone,
+    Driver,
 }
 
 /// One key of the settings file.
@@ -297,6 +336,34 @@ pub const KEYS: &[Key] = &[
         Kind::Integer { min: 1, max: 1 << 20 },
         "1024",
         "Most disk space for all bundles together.",
+    ),
+    key(
+        "service",
+        "interface",
+        Kind::Interface,
+        "\"\"",
+        "The interface on the network of the service addresses, best a bridge; \"\" leaves addresses alone.",
+    ),
+    key(
+        "service",
+        "gateway",
+        Kind::IpOrNone,
+        "\"\"",
+        "The router of the service network, for stand-ins whose clients are behind it; \"\" for none.",
+    ),
+    key(
+        "originals",
+        "driver",
+        Kind::Driver,
+        "\"process\"",
+        "What an original server is here: \"process\", a stopped process, or \"libvirt\", a suspended virtual machine.",
+    ),
+    key(
+        "originals",
+        "count",
+        Kind::Integer { min: 0, max: 16 },
+        "2",
+        "How many original servers are kept ready on this host.",
     ),
 ];
 
@@ -472,6 +539,9 @@ impl Kind {
             Kind::Integer { min, max } => format!("a number from {min} to {max}"),
             Kind::Flag => "true or false".into(),
             Kind::Archive => "\"forever\" or a number of days such as \"90 days\"".into(),
+            Kind::Interface => "the name of a network interface such as \"br0\", or \"\"".into(),
+            Kind::IpOrNone => "an IP address such as \"10.0.0.1\", or \"\"".into(),
+            Kind::Driver => "\"process\" or \"libvirt\"".into(),
             Kind::Group => "the name or number of a unix group such as \"adm\", or \"\"".into(),
         }
     }
@@ -489,6 +559,9 @@ impl Kind {
             Kind::Integer { min, max } => value.as_integer().is_some_and(|number| (min..=max).contains(&number)),
             Kind::Flag => value.is_bool(),
             Kind::Archive => text.is_some_and(|text| Archive::parse(text).is_some()),
+            Kind::Interface => text.is_some_and(is_interface_name),
+            Kind::IpOrNone => text.is_some_and(|text| text.is_empty() || text.parse::<IpAddr>().is_ok()),
+            Kind::Driver => matches!(text, Some("process" | "libvirt")),
             Kind::Group => text.is_some_and(|text| !text.contains([':', ',', '\n'])),
         };
         good.then_some(()).ok_or(None)
@@ -567,6 +640,13 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+/// What the kernel takes: at most 15 bytes. No dash in front: it would read as an option of `ip`.
+fn is_interface_name(text: &str) -> bool {
+    text.len() <= 15
+        && !text.starts_with('-')
+        && !text.contains(|c: char| c == '/' || c == ':' || !c.is_ascii_graphic())
 }
 
 fn parse_default(default: &str) -> Value {
@@ -652,6 +732,8 @@ mod tests {
         assert!(error(&GOOD.replace("10.0.0.1:7400", "0.0.0.0:7400")).contains("the other servers dial it"));
         assert!(error(&format!("{GOOD}[log]\narchive = \"a while\"")).contains("\"90 days\""));
         assert!(error(&format!("{GOOD}[network]\noffload = 1")).contains("true or false"));
+        assert!(error(&format!("{GOOD}[service]\ninterface = \"-br0\"")).contains("a network interface such as"));
+        assert!(error(&format!("{GOOD}[originals]\ndriver = \"xen\"")).contains("\"process\" or \"libvirt\""));
         assert!(error("name = \"S1\"").starts_with("/d/p2pdb.toml: the key 'listen' is missing"));
         assert!(error("name = \n").starts_with("/d/p2pdb.toml, line 1: "));
         assert!(error(&format!("{GOOD}network = 3")).contains("there is no key 'network'"));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::decision::ChainMessageV1;
 use super::entry::{decode_next, encode_sealed};
 use super::v1::{BytesV1, LifecycleV1, StreamV1, VectorV1, vector, vector_v1};
 use super::{FormatError, decode_all, encode_into, versioned};
@@ -73,6 +74,7 @@ enum MessageV1<'a> {
     },
     Certificate(#[serde(borrow)] BytesV1<'a>),
     NoCertificate(&'a str),
+    Chain(#[serde(borrow)] ChainMessageV1<'a>),
 }
 
 /// Encodes a message. Whoever builds messages keeps them below [`MESSAGE_BYTES_MAX`]; the receiver insists.
@@ -110,6 +112,7 @@ pub fn encode_message(message: &Message) -> Vec<u8> {
         Message::WantCertificate { request } => MessageV1::WantCertificate { request: BytesV1(request) },
         Message::Certificate { result: Ok(certificate) } => MessageV1::Certificate(BytesV1(certificate)),
         Message::Certificate { result: Err(why) } => MessageV1::NoCertificate(why),
+        Message::Chain(message) => MessageV1::Chain(message.into()),
     };
     encode_into(&form, &mut out);
     out
@@ -160,5 +163,6 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, FormatError> {
         MessageV1::WantCertificate { request } => Message::WantCertificate { request: request.0.to_vec() },
         MessageV1::Certificate(certificate) => Message::Certificate { result: Ok(certificate.0.to_vec()) },
         MessageV1::NoCertificate(why) => Message::Certificate { result: Err(why.to_owned()) },
+        MessageV1::Chain(message) => Message::Chain(message.message()?),
     })
 }

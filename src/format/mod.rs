@@ -6,8 +6,10 @@
 //! | entry ([`entry`]) | inside frames and messages | version byte | [`entry::ENTRY_ENCODED_MAX`] |
 //! | segment and archive ([`segment`]) | `Diff.dat/` | magic, `u16` version | frames of [`segment::FRAME_PAYLOAD_MAX`] |
 //! | checkpoint ([`checkpoint`]) | `Diff.dat/`, sent in parts | magic, `u16` version | [`checkpoint::CHECKPOINT_BYTES_MAX`] |
+//! | decisions ([`decision`]) | `Decision.dat`, messages | magic, `u16` version; version byte | frames of [`decision::RECORDS_ENCODED_MAX`] |
 //! | message ([`message`]) | between servers | version byte | [`message::MESSAGE_BYTES_MAX`] |
 //! | register, vector, summary ([`view`]) | `view/` | version byte | their holder's |
+//! | record of an original server ([`guest`]) | `originals/` | version byte, ends with a CRC | [`guest::GUEST_BYTES_MAX`] |
 //!
 //! Rules that keep old bytes readable for ever: the types of [`v1`] are frozen and separate from the core's, so that the
 //! core's can change; enums only grow at their end; a changed form is a new module and a new version number, and the
@@ -17,7 +19,9 @@
 //! `src/docs/formats.md` describes the forms byte by byte.
 
 pub mod checkpoint;
+pub mod decision;
 pub mod entry;
+pub mod guest;
 pub mod message;
 pub mod segment;
 pub mod v1;

@@ -71,9 +71,14 @@ pub fn decode_archive_header(bytes: &[u8]) -> Result<ArchiveHeader, FormatError>
 
 /// Appends an entry as a frame to `out`. Returns the bytes that were appended.
 pub fn append_frame(sealed: &Sealed, out: &mut Vec<u8>) -> usize {
+    append_payload(out, |out| append_sealed(sealed, out))
+}
+
+/// Appends a frame with the payload that `write` appends. Returns the bytes that were appended.
+pub(super) fn append_payload(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> usize {
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_HEAD_BYTES]);
-    append_sealed(sealed, out);
+    write(out);
     let payload_bytes = (out.len() - start - FRAME_HEAD_BYTES) as u32;
     let crc = frame_crc(payload_bytes, &out[start + FRAME_HEAD_BYTES..]);
     out[start..start + 4].copy_from_slice(&payload_bytes.to_le_bytes());
@@ -133,6 +138,11 @@ pub struct Scan {
 
 /// Scans frames from the offset `from`, up to the first place that holds none. After damage, scan again from `resumes_at`.
 pub fn scan_frames(bytes: &[u8], from: usize) -> Scan {
+    scan_payloads(bytes, from, |payload| peek_entry(payload).is_ok_and(|peek| peek.id().is_ok()))
+}
+
+/// Likewise, for payloads that `looks_right` knows.
+pub(super) fn scan_payloads(bytes: &[u8], from: usize, looks_right: impl Fn(&[u8]) -> bool) -> Scan {
     let mut frames = Vec::new();
     let mut at = from.min(bytes.len());
     while let Some(frame) = frame_at(bytes, at) {
@@ -142,7 +152,7 @@ pub fn scan_frames(bytes: &[u8], from: usize) -> Scan {
     let end = match bytes[at..].iter().position(|&byte| byte != 0) {
         None => End::Clean { at },
         // A frame may begin in the zeros before the first byte that is not zero: its length and checksum may end in zeros.
-        Some(_) => match next_frame(bytes, at + 1) {
+        Some(_) => match next_frame(bytes, at + 1, looks_right) {
             Some(resumes_at) => End::Damaged { at, resumes_at },
             None => End::Torn { at },
         },
@@ -163,11 +173,10 @@ pub fn frame_at(bytes: &[u8], at: usize) -> Option<Frame> {
 }
 
 /// Looks for a frame at every offset from `from`. As a checksum fits by chance once in 2^32 tries, the
-/// payload must look like an entry too.
-fn next_frame(bytes: &[u8], from: usize) -> Option<usize> {
+/// payload must look right too.
+fn next_frame(bytes: &[u8], from: usize, looks_right: impl Fn(&[u8]) -> bool) -> Option<usize> {
     (from..bytes.len().saturating_sub(FRAME_HEAD_BYTES)).find(|&at| {
-        let looks_right = |frame: Frame| peek_entry(frame.payload(bytes)).is_ok_and(|peek| peek.id().is_ok());
-        bytes[at..at + 4] != [0; 4] && frame_at(bytes, at).is_some_and(looks_right)
+        bytes[at..at + 4] != [0; 4] && frame_at(bytes, at).is_some_and(|frame| looks_right(frame.payload(bytes)))
     })
 }
 
@@ -184,7 +193,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(four)
 }
 
-fn encode_header<const BYTES: usize, const NUMBERS: usize>(
+pub(super) fn encode_header<const BYTES: usize, const NUMBERS: usize>(
     magic: &[u8; 8],
     cluster: ClusterId,
     numbers: [u64; NUMBERS],
@@ -201,7 +210,7 @@ fn encode_header<const BYTES: usize, const NUMBERS: usize>(
     header
 }
 
-fn decode_header<const BYTES: usize, const NUMBERS: usize>(
+pub(super) fn decode_header<const BYTES: usize, const NUMBERS: usize>(
     what: &'static str,
     magic: &[u8; 8],
     bytes: &[u8],

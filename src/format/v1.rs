@@ -8,9 +8,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::FormatError;
+use super::guest::NOTE_BYTES_MAX;
 use crate::core::clock::Timestamp;
 use crate::core::diff::{Change, Diff};
 use crate::core::entry::{Entry, Sealed};
+use crate::core::guest::{GuestRecord, GuestState};
 use crate::core::id::{Digest, EntryId, FileName, Lane, ServerName, Stream};
 use crate::core::lifecycle::Lifecycle;
 use crate::core::merge::{Leaf, Register};
@@ -379,5 +381,81 @@ impl<'a> HeadV1<'a> {
         let head =
             Head { seq: self.seq, hash: Digest(self.hash), time: Timestamp(self.time), public_key: self.public_key };
         Ok((self.stream.stream(what)?, head))
+    }
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub enum GuestStateV1 {
+    Suspended,
+    Running,
+    Installed,
+    Serving,
+    Broken,
+}
+
+impl From<GuestState> for GuestStateV1 {
+    fn from(state: GuestState) -> Self {
+        match state {
+            GuestState::Suspended => Self::Suspended,
+            GuestState::Running => Self::Running,
+            GuestState::Installed => Self::Installed,
+            GuestState::Serving => Self::Serving,
+            GuestState::Broken => Self::Broken,
+        }
+    }
+}
+
+impl From<GuestStateV1> for GuestState {
+    fn from(state: GuestStateV1) -> Self {
+        match state {
+            GuestStateV1::Suspended => Self::Suspended,
+            GuestStateV1::Running => Self::Running,
+            GuestStateV1::Installed => Self::Installed,
+            GuestStateV1::Serving => Self::Serving,
+            GuestStateV1::Broken => Self::Broken,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GuestRecordV1<'a> {
+    pub state: GuestStateV1,
+    pub highest: u64,
+    pub token: u64,
+    pub target: Option<&'a str>,
+    pub procedure: Option<[u8; 32]>,
+    pub instance: &'a str,
+    pub unfinished: bool,
+    pub note: &'a str,
+}
+
+impl<'a> From<&'a GuestRecord> for GuestRecordV1<'a> {
+    fn from(record: &'a GuestRecord) -> Self {
+        Self {
+            state: record.state.into(),
+            highest: record.highest,
+            token: record.token,
+            target: record.target.as_ref().map(ServerName::as_str),
+            procedure: record.procedure.map(|digest| digest.0),
+            instance: &record.instance,
+            unfinished: record.unfinished,
+            note: &record.note[..record.note.floor_char_boundary(NOTE_BYTES_MAX)],
+        }
+    }
+}
+
+impl GuestRecordV1<'_> {
+    pub fn record(&self, what: &'static str) -> Result<GuestRecord, FormatError> {
+        let target = self.target.map(ServerName::new).transpose();
+        Ok(GuestRecord {
+            state: self.state.into(),
+            highest: self.highest,
+            token: self.token,
+            target: target.map_err(|error| FormatError::malformed(what, error))?,
+            procedure: self.procedure.map(Digest),
+            instance: self.instance.to_owned(),
+            unfinished: self.unfinished,
+            note: self.note.to_owned(),
+        })
     }
 }

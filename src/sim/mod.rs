@@ -21,7 +21,7 @@ mod journal;
 mod model;
 mod network;
 mod oracle;
-mod random;
+pub mod random;
 pub mod scenario;
 mod time;
 mod view;

@@ -21,7 +21,8 @@ impl Random {
         Self { state: [next(), next(), next(), next()] }
     }
 
-    pub fn next(&mut self) -> u64 {
+    /// 64 random bits.
+    pub fn word(&mut self) -> u64 {
         let [a, b, c, d] = self.state;
         let result = b.wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let (c, d) = (c ^ a, d ^ b);
@@ -31,7 +32,7 @@ impl Random {
 
     /// A number from 0 to `bound - 1`; 0 if there is none.
     pub fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { self.next() % bound }
+        if bound == 0 { 0 } else { self.word() % bound }
     }
 
     /// An index into something of `length` elements.
@@ -55,7 +56,7 @@ impl Random {
 
     pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
-        bytes.iter_mut().for_each(|byte| *byte = self.next() as u8);
+        bytes.iter_mut().for_each(|byte| *byte = self.word() as u8);
         bytes
     }
 }
@@ -68,7 +69,7 @@ mod tests {
     fn the_same_seed_gives_the_same_numbers() {
         let numbers = |seed| {
             let mut random = Random::new(seed);
-            (0..8).map(|_| random.next()).collect::<Vec<_>>()
+            (0..8).map(|_| random.word()).collect::<Vec<_>>()
         };
         assert_eq!(numbers(1), numbers(1));
         assert_ne!(numbers(1), numbers(2));

@@ -17,6 +17,7 @@ use p2pdb::edge::config::Config;
 use p2pdb::edge::control::{Request, Response};
 use p2pdb::edge::frame::FrameDecoder;
 use p2pdb::edge::hello::{Hello, decode_ready};
+use p2pdb::edge::procedure::Procedure;
 use p2pdb::edge::token::Token;
 use p2pdb::format;
 
@@ -51,10 +52,29 @@ const TARGETS: &[Target] = &[
         let _ = format::segment::scan_frames(bytes, 0);
         let _ = format::segment::frame_at(bytes, bytes.len() / 2);
     }),
+    ("decisions", |bytes| {
+        let _ = format::decision::decode_decision_header(bytes);
+        let _ = format::decision::scan_records(bytes);
+        if let Ok(records) = format::decision::decode_records(bytes) {
+            let mut again = Vec::new();
+            format::decision::append_records(&records, &mut again);
+            assert_eq!(format::decision::decode_records(&again[format::segment::FRAME_HEAD_BYTES..]).unwrap(), records);
+        }
+    }),
     ("view", |bytes| {
         let _ = format::view::decode_register(bytes);
         let _ = format::view::decode_vector(bytes);
         let _ = format::view::decode_summary(bytes);
+    }),
+    ("original server", |bytes| {
+        if let Ok(record) = format::guest::decode_guest(bytes) {
+            assert_eq!(format::guest::decode_guest(&format::guest::encode_guest(&record)).unwrap(), record);
+        }
+    }),
+    ("procedure", |bytes| {
+        if let Ok(procedure) = Procedure::of_bundle(bytes) {
+            assert_eq!(Procedure::of_bundle(&procedure.bundle()).unwrap(), procedure);
+        }
     }),
     ("hello", |bytes| {
         let _ = decode_ready(bytes);

@@ -324,7 +324,7 @@ impl FileSnapshot {
     /// The file as it is now; one that nobody has written is empty.
     pub fn of(files: &Files, file: &FileName) -> Self {
         let schema = files.builtin(file::SCHEMA).and_then(|schemas| schemas.record(file.as_str())).cloned();
-        Self { file: file.clone(), schema, held: files.snapshot(file).unwrap_or_default() }
+        Self { file: file.clone(), schema, held: files.file(file).cloned().unwrap_or_default() }
     }
 
     /// The parts that make the whole file, one at least.

@@ -17,7 +17,7 @@
 
 pub(crate) mod archive;
 mod committer;
-mod error;
+pub(crate) mod error;
 mod index;
 mod keeper;
 mod reads;

@@ -39,6 +39,8 @@ const ORPHANS_MAX: usize = 256;
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How often it is checked that the path still leads to the folder; a mount over it makes no event.
 const FOLDER_CHECK_EVERY: Duration = Duration::from_secs(5);
+/// Making texts may take one part in so many of the time: a text costs time in proportion to its file.
+const SHOW_COST_FACTOR: u32 = 50;
 const EVENTS_BYTES: usize = 64 * 1024;
 const FOLDER_ALARM: &str = "plain-file folder";
 
@@ -53,6 +55,9 @@ pub struct Worker {
     /// Whose file each watch watches.
     watched: BTreeMap<i32, FileName>,
     files: BTreeMap<FileName, Watched>,
+    /// States of the tree's files that are yet to be shown, and when they may be.
+    unshown: BTreeMap<FileName, Arc<ShownFile>>,
+    show_at: Instant,
     saves: BTreeMap<SaveId, FileName>,
     last_save: SaveId,
     shared: Arc<Shared>,
@@ -148,6 +153,8 @@ impl Worker {
             folder_watch,
             watched: BTreeMap::new(),
             files: BTreeMap::new(),
+            unshown: BTreeMap::new(),
+            show_at: started,
             saves: BTreeMap::new(),
             last_save: 0,
             shared,
@@ -184,6 +191,7 @@ impl Worker {
             for order in orders {
                 self.carry_out(order);
             }
+            self.show();
             self.pass_time();
         }
     }
@@ -194,6 +202,9 @@ impl Worker {
         let mut wait = FOLDER_CHECK_EVERY.saturating_sub(now - self.folder_checked);
         if let Some(retry_at) = self.folder_lost {
             wait = wait.min(retry_at.saturating_duration_since(now));
+        }
+        if !self.unshown.is_empty() {
+            wait = wait.min(self.show_at.saturating_duration_since(now));
         }
         for held in self.files.values() {
             if let Some(deadline_ms) = held.plain.deadline_ms() {
@@ -412,24 +423,40 @@ impl Worker {
         Ok(actions)
     }
 
+    /// Shows what is due. After a costly text, the next ones wait, and only the newest state of each file is shown.
+    fn show(&mut self) {
+        let began = Instant::now();
+        if self.unshown.is_empty() || began < self.show_at {
+            return;
+        }
+        let now_ms = self.now_ms();
+        for (name, shown) in std::mem::take(&mut self.unshown) {
+            let schema = self.schema(&name);
+            let held = self.files.entry(name.clone()).or_insert_with(|| Watched::new(name.clone(), None));
+            held.plain.set_schema(schema);
+            let actions = held.plain.show(now_ms, shown);
+            self.act(&name, actions);
+            if name.as_str() == file::SCHEMA {
+                self.set_schemas();
+            }
+        }
+        self.show_at = began + began.elapsed() * SHOW_COST_FACTOR;
+    }
+
     fn carry_out(&mut self, order: Order) {
         let now_ms = self.now_ms();
         match order {
             Order::Show(name, shown) => {
-                if !self.can_be_shown(&name) {
-                    return;
-                }
-                let schema = self.schema(&name);
-                let held = self.files.entry(name.clone()).or_insert_with(|| Watched::new(name.clone(), None));
-                held.plain.set_schema(schema);
-                let actions = held.plain.show(now_ms, shown);
-                self.act(&name, actions);
-                if name.as_str() == file::SCHEMA {
-                    self.set_schemas();
+                if self.can_be_shown(&name) {
+                    self.unshown.insert(name, shown);
                 }
             }
             Order::Outcome(id, result) => {
                 let Some(name) = self.saves.remove(&id) else { return };
+                if result.is_ok() {
+                    // The file comes with the outcome, and is newer.
+                    self.unshown.remove(&name);
+                }
                 let Some(held) = self.files.get_mut(&name) else { return };
                 let actions = held.plain.outcome(now_ms, result);
                 self.act(&name, actions);

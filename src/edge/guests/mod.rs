@@ -1,0 +1,128 @@
+//! The original servers of this host, whatever the driver: the port `Hypervisor`.
+//!
+//! One worker thread per original carries out its orders one after the other; what it is about to do, and the highest token it has seen, is in
+//! `DIR/originals/NAME/state` before it does it. Invariants: an older token than one that was seen is refused, also
+//! after a restart; an order that was cut off by a crash is undone or finished when the next daemon starts; an original that no
+//! decision has put to work is made anew by itself when something has happened to it.
+
+mod machine;
+mod process;
+mod worker;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+
+use thiserror::Error;
+
+use super::bundles::BundleStore;
+use super::clock::{SystemClock, monotonic_ns};
+use crate::core::clock::Now;
+use crate::core::guest::{GuestOrder, GuestOutcome, GuestReport};
+use crate::ports::Hypervisor;
+
+pub use machine::{Failed, Machine, Seen};
+pub use process::{ProcessDriver, ProcessMachine};
+use worker::{Job, Worker};
+
+/// The folder of the originals in the daemon's directory.
+pub const FOLDER: &str = "originals";
+/// Orders that may wait for one original; a core that asks for more than this has lost count.
+const WAITING_MAX: usize = 64;
+
+#[derive(Debug, Error)]
+pub enum OriginalsError {
+    #[error("{path}: {source}; the original servers of this host are kept there")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// Tells the daemon; called from the workers' threads, must not block.
+pub type Report = Arc<dyn Fn(GuestReport) + Send + Sync>;
+
+/// The original servers of this host. Dropping it lets the workers end; what runs goes on, and is found again.
+pub struct Originals {
+    clock: SystemClock,
+    report: Report,
+    workers: Vec<(String, SyncSender<Job>)>,
+}
+
+impl Originals {
+    /// Starts the workers of `original-1` to `original-COUNT`. Each looks after what an earlier daemon has left, prepares its
+    /// original if there is none, and reports it.
+    ///
+    /// # Errors
+    /// The folder cannot be used.
+    pub fn start<M: Machine>(
+        directory: &Path,
+        count: usize,
+        machine: impl Fn(&str, &Path) -> M,
+        bundles: &BundleStore,
+        clock: SystemClock,
+        report: Report,
+    ) -> Result<Self, OriginalsError> {
+        let folder = directory.join(FOLDER);
+        let mut workers = Vec::new();
+        for (name, wanted) in names(&folder, count)? {
+            let folder = folder.join(&name);
+            let failed = |source| OriginalsError::Io { path: folder.clone(), source };
+            private_folder(&folder).map_err(failed)?;
+            let machine = machine(&name, &folder);
+            let worker = Worker::new(name.clone(), folder.clone(), wanted, machine, bundles.clone(), report.clone());
+            let (jobs, inbox) = sync_channel(WAITING_MAX);
+            std::thread::Builder::new().name(name.clone()).spawn(move || worker.run(&inbox)).map_err(failed)?;
+            workers.push((name, jobs));
+        }
+        Ok(Self { clock, report, workers })
+    }
+
+    fn send(&self, order: GuestOrder, given_ns: u64) -> Result<(), String> {
+        let worker = self.workers.iter().find(|(name, _)| *name == order.original);
+        let Some((_, jobs)) = worker else {
+            return Err(format!("this host has no original server '{}'", order.original));
+        };
+        jobs.try_send(Job::Order { order, given_ns }).map_err(|error| match error {
+            TrySendError::Full(_) => format!("{WAITING_MAX} orders wait for this original server already"),
+            TrySendError::Disconnected(_) => "the worker of this original server has ended".into(),
+        })
+    }
+}
+
+impl Hypervisor for Originals {
+    fn order(&mut self, order: GuestOrder, now: Now) {
+        let age_us = self.clock.now().monotonic_us.saturating_sub(now.monotonic_us);
+        let given_ns = monotonic_ns().saturating_sub(age_us * 1000);
+        let id = order.id;
+        if let Err(why) = self.send(order, given_ns) {
+            (self.report)(GuestReport::Outcome { id, outcome: GuestOutcome::Failed(why) });
+        }
+    }
+
+    fn prepare(&mut self) {
+        for (_, jobs) in &self.workers {
+            // One that has so much to do is not in need of being prepared.
+            let _ = jobs.try_send(Job::Prepare);
+        }
+    }
+}
+
+/// The wanted originals, and those of which there are remains.
+fn names(folder: &Path, count: usize) -> Result<Vec<(String, bool)>, OriginalsError> {
+    let failed = |source| OriginalsError::Io { path: folder.to_path_buf(), source };
+    private_folder(folder).map_err(failed)?;
+    let mut names: Vec<_> = (1..=count).map(|number| (format!("original-{number}"), true)).collect();
+    for item in fs::read_dir(folder).map_err(failed)? {
+        let name = item.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        if name.starts_with("original-") && !names.iter().any(|(held, _)| *held == name) {
+            names.push((name, false));
+        }
+    }
+    Ok(names)
+}
+
+fn private_folder(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}

@@ -1,0 +1,365 @@
+//! The worker of one original server.
+//!
+//! Every order that is carried out writes its goal to disk, marked unfinished, then acts, then writes how it ended. So after a
+//! crash the goal says what to do: towards suspended: finish it. Towards running or installed: undo it. Towards
+//! serving: ask the guest, whose lease ends by itself.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::Report;
+use super::machine::{Failed, Machine, Seen};
+use crate::core::decision::Slot;
+use crate::core::guest::{
+    Guest, GuestAction, GuestOrder, GuestOutcome, GuestRecord, GuestReport, GuestState, Judgement,
+};
+use crate::core::id::{Digest, ServerName};
+use crate::edge::bundles::BundleStore;
+use crate::edge::certificate::write_atomically;
+use crate::edge::procedure::Procedure;
+use crate::format::guest::{decode_guest, encode_guest};
+
+/// How often an original that has nothing to do is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Most of what a procedure printed that goes into a note, in characters.
+const NOTE_CHARS_MAX: usize = 1000;
+
+pub enum Job {
+    Order {
+        order: GuestOrder,
+        /// When it was decided upon, on `CLOCK_MONOTONIC`.
+        given_ns: u64,
+    },
+    Prepare,
+}
+
+pub struct Worker<M> {
+    name: String,
+    folder: PathBuf,
+    /// Whether the settings still ask for this original.
+    wanted: bool,
+    machine: M,
+    bundles: BundleStore,
+    report: Report,
+    record: GuestRecord,
+    told: Option<Guest>,
+}
+
+impl<M: Machine> Worker<M> {
+    pub fn new(name: String, folder: PathBuf, wanted: bool, machine: M, bundles: BundleStore, report: Report) -> Self {
+        Self { name, folder, wanted, machine, bundles, report, record: GuestRecord::absent(), told: None }
+    }
+
+    /// Works until nobody sends jobs any more.
+    pub fn run(mut self, jobs: &Receiver<Job>) {
+        self.load();
+        self.recover();
+        loop {
+            if !self.wanted && self.record.token == 0 && self.retire() {
+                return;
+            }
+            self.tell();
+            match jobs.recv_timeout(LOOK_EVERY) {
+                Ok(Job::Order { order, given_ns }) => {
+                    let id = order.id;
+                    let outcome = self.carry_out(order, given_ns);
+                    self.tell();
+                    (self.report)(GuestReport::Outcome { id, outcome });
+                }
+                Ok(Job::Prepare) => {
+                    self.told = None;
+                    self.look_after();
+                    self.remake_if_free();
+                }
+                Err(RecvTimeoutError::Timeout) => self.look_after(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    // ---- what is remembered ----
+
+    fn state_path(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    fn load(&mut self) {
+        let path = self.state_path();
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            other => other,
+        };
+        match bytes.map_err(|error| error.to_string()).and_then(|held| decode_guest(&held).map_err(|e| e.to_string())) {
+            Ok(record) => self.record = record,
+            Err(why) => {
+                // It does not say any more which tokens were seen; the next order begins anew.
+                warn!("{}: {why}; it is kept as state.damaged", path.display());
+                let _ = fs::rename(&path, path.with_extension("damaged"));
+            }
+        }
+    }
+
+    fn store(&self) -> Result<(), Failed> {
+        let path = self.state_path();
+        write_atomically(&path, &encode_guest(&self.record), 0o600)
+            .map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// Puts a goal on disk, before anything is done for it.
+    fn begin(&mut self, token: Slot, goal: GuestState) -> Result<(), Failed> {
+        self.begin_as(token, goal, self.record.target.clone(), self.record.procedure)
+    }
+
+    fn begin_as(
+        &mut self,
+        token: Slot,
+        goal: GuestState,
+        target: Option<ServerName>,
+        procedure: Option<Digest>,
+    ) -> Result<(), Failed> {
+        let highest = self.record.highest.max(token);
+        let begun =
+            GuestRecord { state: goal, highest, token, target, procedure, unfinished: true, ..self.record.clone() };
+        let before = std::mem::replace(&mut self.record, begun);
+        self.store().inspect_err(|_| self.record = before)
+    }
+
+    fn end(&mut self, state: GuestState, note: impl Into<String>) {
+        self.record.state = state;
+        self.record.unfinished = false;
+        self.record.note = note.into();
+        if let Err(why) = self.store() {
+            // What is on disk says unfinished, which a restart sorts out.
+            warn!("{}: {why}", self.name);
+        }
+    }
+
+    fn tell(&mut self) {
+        let guest = self.record.guest(&self.name);
+        if self.told.as_ref() != Some(&guest) {
+            self.told = Some(guest.clone());
+            (self.report)(GuestReport::Changed(guest));
+        }
+    }
+
+    // ---- orders ----
+
+    fn carry_out(&mut self, order: GuestOrder, given_ns: u64) -> GuestOutcome {
+        // What has happened to it since the last look decides, too.
+        self.look_after();
+        let GuestOrder { token, action, .. } = order;
+        match self.record.judge(token, &action) {
+            Judgement::Stale { highest } => return GuestOutcome::Stale { highest },
+            Judgement::Refused(why) => return GuestOutcome::Failed(why),
+            Judgement::Done => {
+                return match self.raise(token) {
+                    Ok(()) => GuestOutcome::Done(self.record.guest(&self.name)),
+                    Err(why) => GuestOutcome::Failed(why),
+                };
+            }
+            Judgement::Do => {}
+        }
+        let until_ns = |lease_ms: u64| given_ns + lease_ms * 1_000_000;
+        let done = match action {
+            GuestAction::Resume { target } => self.resume(token, target),
+            GuestAction::Install { target, procedure } => self.install(token, &target, procedure),
+            GuestAction::TakeAddress { address, lease_ms } => self.begin(token, GuestState::Serving).and_then(|()| {
+                let taken = self.machine.take_address(&self.record.instance, address, until_ns(lease_ms));
+                self.after_address(taken)
+            }),
+            GuestAction::HoldAddress { address, lease_ms } => self.raise(token).and_then(|()| {
+                let held = self.machine.hold_address(&self.record.instance, address, until_ns(lease_ms));
+                if held.is_err() { self.after_address(held) } else { held }
+            }),
+            GuestAction::ReleaseAddress { .. } => self.release(token),
+            GuestAction::Reset => self.make_anew(token),
+            GuestAction::Check => self.check(token),
+        };
+        match done {
+            Ok(()) => GuestOutcome::Done(self.record.guest(&self.name)),
+            Err(why) => GuestOutcome::Failed(why),
+        }
+    }
+
+    /// Remembers a newer token of the present use.
+    fn raise(&mut self, token: Slot) -> Result<(), Failed> {
+        if token <= self.record.token {
+            return Ok(());
+        }
+        self.begin(token, self.record.state)?;
+        self.end(self.record.state, self.record.note.clone());
+        Ok(())
+    }
+
+    fn resume(&mut self, token: Slot, target: ServerName) -> Result<(), Failed> {
+        self.begin_as(token, GuestState::Running, Some(target), None)?;
+        let resumed = self.machine.resume(&self.record.instance);
+        self.ended_in(GuestState::Running, resumed.map(|()| String::new()))
+    }
+
+    fn install(&mut self, token: Slot, target: &ServerName, digest: Digest) -> Result<(), Failed> {
+        let bundle = self.bundles.whole(&digest).map_err(|error| error.to_string())?;
+        let procedure = Procedure::of_bundle(&bundle).map_err(|error| error.to_string())?;
+        if let Some(meant) = procedure.manifest.target.as_ref().filter(|meant| *meant != target) {
+            return Err(format!("the procedure is for {meant}, not for {target}"));
+        }
+        self.begin_as(token, GuestState::Installed, Some(target.clone()), Some(digest))?;
+        let installed = self.machine.install(&self.record.instance, target, &procedure);
+        self.ended_in(GuestState::Installed, installed)
+    }
+
+    /// Where something went wrong on the way, nothing is left of it.
+    fn ended_in(&mut self, goal: GuestState, done: Result<String, Failed>) -> Result<(), Failed> {
+        match done {
+            Ok(output) => self.end(goal, last_words(&output)),
+            Err(why) => {
+                self.break_down(&why);
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    fn after_address(&mut self, done: Result<(), Failed>) -> Result<(), Failed> {
+        match (&done, self.machine.look(&self.record.instance)) {
+            (Ok(()), _) => self.end(GuestState::Serving, ""),
+            (Err(why), Seen::Running(None)) => self.end(GuestState::Installed, why.clone()),
+            (Err(why), _) => self.break_down(&why.clone()),
+        }
+        done
+    }
+
+    fn release(&mut self, token: Slot) -> Result<(), Failed> {
+        self.begin(token, GuestState::Serving)?;
+        let released = self.machine.release_address(&self.record.instance);
+        match &released {
+            Ok(()) => self.end(GuestState::Installed, ""),
+            // Whoever waits for the address must not wait for a guest that does not answer.
+            Err(why) => self.break_down(&why.clone()),
+        }
+        released
+    }
+
+    fn check(&mut self, token: Slot) -> Result<(), Failed> {
+        self.begin(token, GuestState::Suspended)?;
+        let resumed = self.machine.resume(&self.record.instance);
+        let anew = self.make_anew(token);
+        resumed.and(anew)
+    }
+
+    fn make_anew(&mut self, token: Slot) -> Result<(), Failed> {
+        self.begin(token, GuestState::Suspended)?;
+        let made = self.destroy().and_then(|()| {
+            let Self { machine, record, folder, name, .. } = self;
+            machine.prepare(&mut |instance| {
+                record.instance = instance.to_owned();
+                let path = folder.join("state");
+                write_atomically(&path, &encode_guest(record), 0o600)
+                    .map_err(|error| format!("{name}: {}: {error}", path.display()))
+            })
+        });
+        self.record.token = 0;
+        self.record.target = None;
+        self.record.procedure = None;
+        match &made {
+            Ok(()) => self.end(GuestState::Suspended, self.machine.note()),
+            Err(why) => self.break_down(&why.clone()),
+        }
+        made
+    }
+
+    fn destroy(&mut self) -> Result<(), Failed> {
+        if !self.record.instance.is_empty() {
+            self.machine.destroy(&self.record.instance)?;
+            self.record.instance.clear();
+        }
+        Ok(())
+    }
+
+    fn break_down(&mut self, why: &str) {
+        warn!("{}: {why}", self.name);
+        let note = match self.destroy() {
+            Ok(()) => last_words(why),
+            Err(also) => last_words(&format!("{why}; and it does not end: {also}")),
+        };
+        self.end(GuestState::Broken, note);
+    }
+
+    // ---- what happens without an order ----
+
+    /// What an earlier daemon has left.
+    fn recover(&mut self) {
+        if self.record.unfinished {
+            info!("{}: an order was cut off on its way to {}", self.name, self.record.state.word());
+            match self.record.state {
+                GuestState::Serving => {
+                    self.record.unfinished = false;
+                    return self.look_after();
+                }
+                GuestState::Suspended => return drop(self.make_anew(self.record.token)),
+                _ => self.break_down("the daemon ended while this was being done; it was undone"),
+            }
+        } else {
+            self.look_after();
+        }
+        if self.wanted {
+            self.remake_if_free();
+        }
+    }
+
+    /// Makes a broken one anew if no decision has to do with it. What fails is told by the state.
+    fn remake_if_free(&mut self) {
+        if self.record.state == GuestState::Broken && self.record.token == 0 {
+            let _ = self.make_anew(0);
+        }
+    }
+
+    /// Compares what is remembered with what is there.
+    fn look_after(&mut self) {
+        if self.record.state == GuestState::Broken {
+            return;
+        }
+        let seen = self.machine.look(&self.record.instance);
+        match (self.record.state, seen) {
+            (GuestState::Suspended, Seen::Suspended) => {}
+            (GuestState::Suspended, _) => {
+                info!("{}: it is not suspended any more and is made anew", self.name);
+                // What fails is told by the state.
+                let _ = self.make_anew(0);
+                return;
+            }
+            (GuestState::Serving, Seen::Running(None)) => {
+                self.end(GuestState::Installed, "its address has lapsed: the lease was not renewed in time");
+            }
+            // One that is silent for a while keeps its address at most as long as the lease lasts.
+            (_, Seen::Running(_) | Seen::Silent) => {}
+            (_, Seen::Gone) => self.break_down("it has ended"),
+            (_, Seen::Suspended) => self.break_down("it was suspended by somebody else"),
+        }
+        self.remake_if_free();
+    }
+
+    /// Ends an original that nobody wants; whether it is gone.
+    fn retire(&mut self) -> bool {
+        let gone = self.destroy().and_then(|()| fs::remove_dir_all(&self.folder).map_err(|error| error.to_string()));
+        match gone {
+            Ok(()) => true,
+            Err(why) => {
+                warn!("{}: it is not wanted any more and cannot be removed: {why}", self.name);
+                false
+            }
+        }
+    }
+}
+
+/// The end of a text, in one line.
+fn last_words(text: &str) -> String {
+    let text = text.trim();
+    let skipped = text.chars().count().saturating_sub(NOTE_CHARS_MAX);
+    text.chars().skip(skipped).map(|character| if character.is_control() { ' ' } else { character }).collect()
+}

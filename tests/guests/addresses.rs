@@ -1,0 +1,156 @@
+//! Service addresses on the network: announced, seen to answer, and held by a server for itself.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::rig::{Host, INTERFACE, Network, Owner, Tie, possible, run, wait_until};
+
+/// A guest that has all but its address.
+fn installed(host: &Host) -> Owner {
+    let digest = host.procedure("", "true", &[]);
+    let owner = host.start();
+    owner.done("1 7 resume S2");
+    owner.done(&format!("1 7 install S2 {digest}"));
+    owner
+}
+
+fn moves_between_hosts(address: &str, prefix: u8, tag: &str, tie: Tie) {
+    let network = Network::of(tag, 2, tie);
+    let hosts = [0, 1].map(|host| Host::new(&network, host, 1));
+    let owners = [installed(&hosts[0]), installed(&hosts[1])];
+    owners[0].done(&format!("1 7 take {address}/{prefix} 60000"));
+    assert!(network.answers(address));
+    let first = network.neighbour(address).unwrap();
+    owners[0].done(&format!("1 7 release {address}/{prefix}"));
+    // The announcement alone makes the client's entry change: the client sends nothing.
+    owners[1].done(&format!("1 8 take {address}/{prefix} 60000"));
+    wait_until("the client knows the new place", || network.neighbour(address).is_some_and(|second| second != first));
+    assert!(network.answers(address));
+}
+
+#[test]
+fn an_ipv4_announcement_reaches_clients() {
+    if possible("an_ipv4_announcement_reaches_clients") {
+        moves_between_hosts("10.91.0.50", 24, "o", Tie::Bridge);
+    }
+}
+
+#[test]
+fn an_ipv4_announcement_reaches_clients_from_a_plain_interface() {
+    if possible("an_ipv4_announcement_reaches_clients_from_a_plain_interface") {
+        moves_between_hosts("10.91.0.50", 24, "p", Tie::Plain);
+    }
+}
+
+#[test]
+fn an_ipv6_announcement_reaches_clients() {
+    if possible("an_ipv6_announcement_reaches_clients") {
+        moves_between_hosts("fd91::50", 64, "q", Tie::Bridge);
+    }
+}
+
+#[test]
+fn clients_behind_the_router_are_answered() {
+    if !possible("clients_behind_the_router_are_answered") {
+        return;
+    }
+    let network = Network::of("y", 1, Tie::Bridge);
+    let host = Host::new(&network, 0, 1);
+    let owner = installed(&host);
+    owner.done("1 7 take 10.91.0.50/24 60000");
+    let client = network.client();
+    run("ip", &format!("-n {client} address add 192.0.2.1/32 dev lo"));
+    run("ip", &format!("-n {client} route add 10.91.0.50/32 dev {INTERFACE} src 192.0.2.1"));
+    assert!(network.answers("10.91.0.50"));
+}
+
+#[test]
+fn a_probe_sees_who_answers_and_silence() {
+    if !possible("a_probe_sees_who_answers_and_silence") {
+        return;
+    }
+    let network = Network::of("r", 2, Tie::Bridge);
+    let hosts = [0, 1].map(|host| Host::new(&network, host, 0));
+    let owners = hosts.each_ref().map(Host::start);
+    for address in ["10.91.0.60/24", "fd91::60/64"] {
+        assert_eq!(owners[1].done(&format!("probe {address} 200")), "silence");
+        owners[0].done(&format!("take {address} 60000"));
+        assert_eq!(owners[1].done(&format!("probe {address} 2000")), "answered");
+        owners[0].done(&format!("release {address}"));
+        assert_eq!(owners[1].done(&format!("probe {address} 200")), "silence");
+    }
+    run("ip", &format!("-n {} link delete {INTERFACE}", network.host(1)));
+    assert!(owners[1].order("probe 10.91.0.60/24 200").starts_with(&format!("failed interface {INTERFACE}: ")));
+}
+
+#[test]
+fn a_server_holds_its_own_address_as_long_as_somebody_renews_it() {
+    if !possible("a_server_holds_its_own_address_as_long_as_somebody_renews_it") {
+        return;
+    }
+    let network = Network::of("t", 1, Tie::Plain);
+    let host = Host::new(&network, 0, 0);
+    let owner = host.start();
+    assert_eq!(owner.done("held"), "nothing");
+    assert!(owner.order("hold 10.91.0.60/24 700").starts_with("failed "));
+    assert_eq!(owner.done("take 10.91.0.60/24 1500"), "10.91.0.60/24");
+    owner.signal(Signal::STOP);
+    assert!(network.answers("10.91.0.60"));
+    std::thread::sleep(Duration::from_millis(1600));
+    assert!(!network.answers("10.91.0.60"), "the lease is over");
+    owner.signal(Signal::CONT);
+    assert!(owner.order("hold 10.91.0.60/24 700").starts_with("failed the lease of 10.91.0.60/24 is over"));
+
+    // The daemon is replaced: the address stays, if the next one is quick.
+    owner.done("take 10.91.0.60/24 5000");
+    owner.kill();
+    let owner = host.start();
+    assert_eq!(owner.done("held"), "10.91.0.60/24");
+    assert_eq!(owner.done("hold 10.91.0.60/24 700"), "10.91.0.60/24");
+    owner.done("hold 10.91.0.60/24 60000");
+    assert_eq!(owner.done("release 10.91.0.60/24"), "nothing");
+    assert!(!network.answers("10.91.0.60"));
+
+    owner.done("take 10.91.0.60/24 700");
+    owner.kill();
+    std::thread::sleep(Duration::from_millis(800));
+    assert!(!network.answers("10.91.0.60"), "the lease is over");
+}
+
+#[test]
+fn a_frozen_agent_neither_keeps_an_address_nor_stops_the_next_one() {
+    if !possible("a_frozen_agent_neither_keeps_an_address_nor_stops_the_next_one") {
+        return;
+    }
+    let network = Network::of("u", 1, Tie::Plain);
+    let host = Host::new(&network, 0, 0);
+    let owner = host.start();
+    owner.done("take 10.91.0.60/24 500");
+    let freeze = || {
+        let text = std::fs::read_to_string(host.directory().join("address.pid")).unwrap();
+        let identity: p2pdb::edge::process_identity::ProcessIdentity = text.parse().unwrap();
+        identity.signal_group(Signal::STOP).unwrap();
+    };
+    freeze();
+    wait_until("the kernel takes the address away", || !network.answers("10.91.0.60"));
+    assert_eq!(owner.done("take 10.91.0.60/24 60000"), "10.91.0.60/24");
+    assert!(network.answers("10.91.0.60"));
+    freeze();
+    assert_eq!(owner.done("release 10.91.0.60/24"), "nothing");
+    assert!(!network.answers("10.91.0.60"));
+}
+
+#[test]
+fn an_address_can_be_taken_while_the_interface_is_missing_by_nobody() {
+    if !possible("an_address_can_be_taken_while_the_interface_is_missing_by_nobody") {
+        return;
+    }
+    let network = Network::of("v", 1, Tie::Plain);
+    let host = Host::new(&network, 0, 0);
+    let owner = host.start();
+    run("ip", &format!("-n {} link delete {INTERFACE}", network.host(0)));
+    let outcome = owner.order("take 10.91.0.60/24 60000");
+    assert!(outcome.starts_with("failed ") && outcome.contains(INTERFACE), "{outcome}");
+    assert_eq!(owner.done("held"), "nothing");
+}
