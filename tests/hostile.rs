@@ -9,7 +9,8 @@ mod harness;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use harness::peer::{Identity, Peer, close_reason, dial, framed};
+use harness::careless::close_reason;
+use harness::peer::{Identity, Peer, dial, framed};
 use harness::writer::{Writer, add_request};
 use harness::{Cluster, LIMIT, wait_until};
 use p2pdb::core::clock::Timestamp;

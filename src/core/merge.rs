@@ -407,6 +407,7 @@ impl Files {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // tests live in real time
 mod tests {
     use super::*;
     use crate::core::clock::Timestamp;

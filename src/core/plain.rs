@@ -13,8 +13,10 @@
 //! # Which text had the author in hand?
 //!
 //! An edit builds on the versions of the records that its author saw, so the text that he made his own from, the *base*,
-//! decides what survives. The last [`TEXTS_MAX`] texts are remembered with their versions, and whether each was
-//! *seen*: read since it was shown, or saved by an author who had a seen text in hand. The rule:
+//! decides what survives. Texts are remembered with their versions, and whether each was *seen*: read since it was
+//! shown, or saved by an author who had a seen text in hand. A text is remembered while its file is held open by
+//! somebody (`opened`, `closed`), for [`TEXT_AGE_MS_MAX`] if it was seen, and among the last [`UNSEEN_TEXTS_MAX`] if
+//! not; all that within [`TEXTS_BYTES_MAX`]. The rule:
 //!
 //! 1. The reference is the newest text that was seen: nobody undoes what he cannot have seen. (Nothing was seen: the
 //!    newest text. Somebody replaces the file without looking, which must work.)
@@ -37,7 +39,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::id::{EntryId, FileName};
@@ -49,11 +51,11 @@ pub use report::REPORT_MARK;
 
 /// How long a missing file, a text that cannot be taken or a new name may last before it counts, in milliseconds.
 pub const GRACE_MS: u64 = 100;
-/// Most texts remembered per file.
-pub const TEXTS_MAX: usize = 32;
-/// Most bytes of texts remembered per file, beyond the newest and the newest seen.
+/// Most texts remembered per file that nobody has seen and whose files nobody holds open.
+pub const UNSEEN_TEXTS_MAX: usize = 32;
+/// Most bytes of texts remembered per file, beyond the newest, the newest seen and those that are held open.
 pub const TEXTS_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How long a text is remembered, in milliseconds.
+/// How long a text is remembered that was seen, in milliseconds.
 pub const TEXT_AGE_MS_MAX: u64 = 3_600_000;
 
 /// Most texts whose reading is remembered before they are.
@@ -172,6 +174,8 @@ pub struct PlainFile {
     /// Oldest first.
     texts: VecDeque<Text>,
     last_id: TextId,
+    /// Texts whose files somebody holds open.
+    open: BTreeSet<TextId>,
     /// Texts that were read before it was clear what they stand for.
     early_reads: VecDeque<TextId>,
     /// What bears the name; `None`: nothing, or nothing that is a text.
@@ -231,6 +235,7 @@ impl PlainFile {
             tree,
             texts: VecDeque::new(),
             last_id: 0,
+            open: BTreeSet::new(),
             early_reads: VecDeque::new(),
             content: None,
             in_flight: None,
@@ -322,6 +327,16 @@ impl PlainFile {
                 self.early_reads.push_front(id);
             }
         }
+    }
+
+    /// Somebody has opened the file that holds this text, and may write into it whatever becomes of the file.
+    pub fn opened(&mut self, id: TextId) {
+        self.open.insert(id);
+    }
+
+    /// Nobody has the file that holds this text open any more.
+    pub fn closed(&mut self, id: TextId) {
+        self.open.remove(&id);
     }
 
     /// Whoever may have read something has: it was not recorded.
@@ -612,14 +627,18 @@ impl PlainFile {
         let newest = self.texts.back().map_or(0, |text| text.id);
         let seen = self.texts.iter().rev().find(|text| text.seen).map_or(0, |text| text.id);
         let current = self.content.as_ref().map_or(0, |content| content.id);
-        let (mut count, mut bytes) = (0, 0);
+        let (mut unseen, mut bytes) = (0, 0);
         let mut kept = VecDeque::with_capacity(self.texts.len());
         while let Some(text) = self.texts.pop_back() {
-            count += 1;
-            bytes += text.file.text().len();
+            if [newest, seen, current].contains(&text.id) || self.open.contains(&text.id) {
+                kept.push_front(text);
+                continue;
+            }
+            unseen += usize::from(!text.seen);
             let young = now_ms.saturating_sub(text.since_ms) <= TEXT_AGE_MS_MAX;
-            let fits = count <= TEXTS_MAX && bytes <= TEXTS_BYTES_MAX;
-            if (young && fits) || [newest, seen, current].contains(&text.id) {
+            let fits = bytes + text.file.weight_bytes() <= TEXTS_BYTES_MAX;
+            if young && fits && (text.seen || unseen <= UNSEEN_TEXTS_MAX) {
+                bytes += text.file.weight_bytes();
                 kept.push_front(text);
             }
         }

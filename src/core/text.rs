@@ -212,6 +212,16 @@ impl PartialEq for ShownFile {
 impl Eq for ShownFile {}
 
 impl ShownFile {
+    /// About what it may take in memory, in bytes.
+    pub fn weight_bytes(&self) -> usize {
+        const RECORD_BYTES: usize = 256;
+        let (records, text) = match &self.0 {
+            Shown::Tree { file, text, .. } => (file.len(), text.get().map_or(0, String::len)),
+            Shown::Author { records, text, .. } => (records.len(), text.len()),
+        };
+        RECORD_BYTES * records + text
+    }
+
     /// The file as it is now, whatever becomes of it.
     pub fn of(file: &Arc<File>) -> Self {
         Self(Shown::Tree { file: file.clone(), records: OnceLock::new(), text: OnceLock::new() })

@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::{ResolvesClientCert, Resumption, WantsClientCert, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -27,7 +27,7 @@ use rustls::server::{
 };
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError as TlsCertificateError, DigitallySignedStruct, OtherError, RootCertStore};
-use rustls::{DistinguishedName, SignatureScheme};
+use rustls::{ConfigBuilder, DistinguishedName, SignatureScheme};
 use thiserror::Error;
 use tracing::info;
 
@@ -175,25 +175,24 @@ pub fn client_config(
 ) -> Result<QuicClientConfig, TlsError> {
     let provider = provider();
     let trust = Trust::new(ca, revocations, &provider)?;
-    let verifier = ServerVerifier { trust, expected: expected.clone() };
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+    let config = dialling(provider, OneMember { trust, expected: expected.clone() })?
         .with_client_cert_resolver(Arc::new(Resolver(identity.clone())));
     quic_client_config(config, ALPN_MESH)
 }
 
 /// The dialling side of a join: no certificate of our own; the peer must hold one of the cluster `expected`.
 pub fn join_client_config(expected: ClusterId) -> Result<QuicClientConfig, TlsError> {
-    let provider = provider();
+    quic_client_config(dialling(provider(), AnyMember { expected })?.with_no_client_auth(), ALPN_JOIN)
+}
+
+fn dialling<B: Belief + 'static>(
+    provider: Arc<CryptoProvider>,
+    belief: B,
+) -> Result<ConfigBuilder<rustls::ClientConfig, WantsClientCert>, TlsError> {
     let algorithms = provider.signature_verification_algorithms;
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ClusterVerifier { expected, algorithms }))
-        .with_no_client_auth();
-    quic_client_config(config, ALPN_JOIN)
+    let builder = rustls::ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(ServerVerifier { belief, algorithms })))
 }
 
 /// The wall clock, in ms since the Unix epoch.
@@ -303,67 +302,49 @@ impl ClientCertVerifier for MemberVerifier {
     }
 }
 
+/// Whom the dialling side believes; the rest of checking a server is the same for all.
+trait Belief: std::fmt::Debug + Send + Sync {
+    /// What the certificate must be signed by, if it is one of those.
+    fn roots(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<Arc<RootCertStore>, rustls::Error>;
+}
+
+/// One member of the mesh.
 #[derive(Debug)]
-struct ServerVerifier {
+struct OneMember {
     trust: Trust,
     expected: ServerName,
 }
 
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
+impl Belief for OneMember {
+    fn roots(
         &self,
         end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &rustls::pki_types::ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+        _: &[CertificateDer<'_>],
+    ) -> Result<Arc<RootCertStore>, rustls::Error> {
         let info = self.trust.member(end_entity)?;
         if info.name != self.expected {
             return Err(refused(PeerRefused::WrongName { expected: self.expected.clone(), found: info.name }));
         }
-        verify_chain(end_entity, intermediates, &self.trust.roots, now, &self.trust.algorithms)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.trust.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
+        Ok(self.trust.roots.clone())
     }
 }
 
-/// Believes any member of one cluster, of which only the id is known: the token's side of the promise.
+/// Any member of one cluster, of which only the id is known: the token's side of the promise.
 #[derive(Debug)]
-struct ClusterVerifier {
+struct AnyMember {
     expected: ClusterId,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ServerCertVerifier for ClusterVerifier {
-    fn verify_server_cert(
+impl Belief for AnyMember {
+    fn roots(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _: &rustls::pki_types::ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+    ) -> Result<Arc<RootCertStore>, rustls::Error> {
         let ca = intermediates.first().ok_or_else(|| refused(PeerRefused::NoAuthority))?;
         let ca = AuthorityCertificate::from_der(ca).map_err(refused)?;
         if ca.cluster() != self.expected {
@@ -372,7 +353,30 @@ impl ServerCertVerifier for ClusterVerifier {
         verify_server_certificate(end_entity, &ca).map_err(refused)?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.der().clone())?;
-        verify_chain(end_entity, &[], &roots, now, &self.algorithms)
+        Ok(Arc::new(roots))
+    }
+}
+
+#[derive(Debug)]
+struct ServerVerifier<B> {
+    belief: B,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl<B: Belief> ServerCertVerifier for ServerVerifier<B> {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let roots = self.belief.roots(end_entity, intermediates)?;
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &roots, intermediates, now, algorithms)?;
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -396,18 +400,6 @@ impl ServerCertVerifier for ClusterVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         vec![SignatureScheme::ED25519]
     }
-}
-
-fn verify_chain(
-    end_entity: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    roots: &RootCertStore,
-    now: UnixTime,
-    algorithms: &WebPkiSupportedAlgorithms,
-) -> Result<ServerCertVerified, rustls::Error> {
-    let certificate = ParsedCertificate::try_from(end_entity)?;
-    verify_server_cert_signed_by_trust_anchor(&certificate, roots, intermediates, now, algorithms.all)?;
-    Ok(ServerCertVerified::assertion())
 }
 
 fn only_tls13() -> rustls::Error {

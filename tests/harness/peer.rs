@@ -19,13 +19,13 @@ use p2pdb::edge::certificate::{
 use p2pdb::edge::clock::wall_ms;
 use p2pdb::edge::frame::{FrameDecoder, frame_header};
 use p2pdb::edge::hello::{HELLO_BYTES_MAX, Hello, encode_ready};
-use p2pdb::edge::tls::{ALPN_MESH, TLS_SERVER_NAME};
+use p2pdb::edge::tls::TLS_SERVER_NAME;
 use p2pdb::format::{decode_message, encode_message};
-use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig};
 use tokio::time::timeout;
 
 use super::Server;
+use super::careless::{careless_client, close_reason};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -102,44 +102,6 @@ impl Identity {
     }
 }
 
-#[derive(Debug)]
-struct BelieveAll;
-
-impl rustls::client::danger::ServerCertVerifier for BelieveAll {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &rustls::pki_types::ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        unreachable!("TLS 1.3 only")
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        vec![rustls::SignatureScheme::ED25519]
-    }
-}
-
 /// Connects, with a certificate or without; the handshake itself may be what is refused.
 pub async fn dial(identity: Option<&Identity>, target: SocketAddr) -> Result<(Endpoint, Connection), ConnectionError> {
     dial_with(identity, target, TransportConfig::default()).await
@@ -150,19 +112,8 @@ async fn dial_with(
     target: SocketAddr,
     mut transport: TransportConfig,
 ) -> Result<(Endpoint, Connection), ConnectionError> {
-    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(BelieveAll));
-    let mut tls = match identity {
-        None => builder.with_no_client_auth(),
-        Some(Identity { credentials, .. }) => {
-            builder.with_client_auth_cert(vec![credentials.certificate.clone()], credentials.key_der().into()).unwrap()
-        }
-    };
-    tls.alpn_protocols = vec![ALPN_MESH.to_vec()];
-    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let tls = careless_client(identity.map(|identity| &identity.credentials));
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
     transport.keep_alive_interval(Some(Duration::from_millis(200)));
     config.transport_config(Arc::new(transport));
     let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
@@ -240,13 +191,6 @@ async fn next_frame(input: &mut RecvStream, decoder: &mut FrameDecoder) -> Optio
         }
         let chunk = timeout(LIMIT, input.read_chunk(65536, true)).await.expect("something comes").ok()??;
         decoder.push(&chunk.bytes);
-    }
-}
-
-pub async fn close_reason(connection: &Connection) -> String {
-    match timeout(LIMIT, connection.closed()).await.expect("the daemon closes the connection") {
-        ConnectionError::ApplicationClosed(close) => String::from_utf8_lossy(&close.reason).into_owned(),
-        other => other.to_string(),
     }
 }
 

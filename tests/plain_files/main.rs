@@ -8,8 +8,8 @@
 
 mod rig;
 
-use std::io::Write;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -217,6 +217,38 @@ fn a_writer_whose_file_was_replaced_meanwhile() {
     open.write_all(b"c, 1\n").unwrap();
     drop(open);
     rig.ends_as(&["a, 1", "b, 1", "c, 1"]);
+}
+
+#[test]
+fn a_writer_whose_file_was_replaced_many_times() {
+    let mut rig = Rig::new("Notes", &["a, 1"]);
+    let mut open = std::fs::OpenOptions::new().read(true).write(true).open(rig.path("Notes")).unwrap();
+    let mut seen = String::new();
+    open.read_to_string(&mut seen).unwrap();
+    for number in 1..=100 {
+        rig.remote(&format!("r, {number}"));
+        rig.until_shown(&format!("a, 1\nr, {number}\n"));
+        // Somebody looks at every text.
+        std::fs::read_to_string(rig.path("Notes")).unwrap();
+    }
+    open.write_all_at(format!("{seen}z, 1\n").as_bytes(), 0).unwrap();
+    drop(open);
+    rig.ends_as(&["a, 1", "r, 100", "z, 1"]);
+    assert_eq!((rig.conflicts(), rig.rejected("Notes")), (0, None));
+}
+
+#[test]
+fn a_buffer_that_is_stale_by_many_texts() {
+    let mut rig = Rig::new("Notes", &["a, 1", "b, 1"]);
+    let buffer = std::fs::read_to_string(rig.path("Notes")).unwrap();
+    for number in 2..=100 {
+        rig.remote(&format!("b, {number}"));
+        rig.until_shown(&format!("a, 1\nb, {number}\n"));
+        std::fs::read_to_string(rig.path("Notes")).unwrap();
+    }
+    std::fs::write(rig.path("Notes"), buffer.replace("a, 1", "a, 2")).unwrap();
+    rig.ends_as(&["a, 2", "b, 100"]);
+    assert_eq!((rig.conflicts(), rig.rejected("Notes")), (0, None));
 }
 
 #[test]

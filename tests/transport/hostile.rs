@@ -1,70 +1,14 @@
 //! Peers that do not belong here or misbehave: each costs its own connection, and the reason is reported.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use p2pdb::core::id::ClusterId;
-use p2pdb::edge::certificate::{Credentials, SERVER_VALIDITY_MS};
+use p2pdb::edge::certificate::SERVER_VALIDITY_MS;
 use p2pdb::edge::frame::frame_header;
 use p2pdb::edge::hello::{Hello, encode_ready};
-use p2pdb::edge::tls::ALPN_MESH;
-use quinn::crypto::rustls::QuicClientConfig;
 
+use crate::careless::{careless_client, close_reason};
 use crate::support::*;
-
-#[derive(Debug)]
-struct BelieveAll;
-
-impl rustls::client::danger::ServerCertVerifier for BelieveAll {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &rustls::pki_types::ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        unreachable!()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        vec![rustls::SignatureScheme::ED25519]
-    }
-}
-
-fn careless_client(identity: Option<&Credentials>) -> QuicClientConfig {
-    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(BelieveAll));
-    let mut config = match identity {
-        None => builder.with_no_client_auth(),
-        Some(identity) => {
-            builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key_der().into()).unwrap()
-        }
-    };
-    config.alpn_protocols = vec![ALPN_MESH.to_vec()];
-    QuicClientConfig::try_from(config).unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_that_do_not_belong_here_cost_only_their_connection() {

@@ -10,6 +10,7 @@ use p2pdb::edge::quic::MeshConfig;
 use p2pdb::edge::tls::{TlsIdentity, join_client_config};
 use p2pdb::edge::token::{TOKEN_LIFE_MS, Token, TokenStore};
 
+use crate::careless::close_reason;
 use crate::support::*;
 
 struct JoinSide {

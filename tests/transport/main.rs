@@ -3,8 +3,9 @@
 
 #![allow(clippy::disallowed_methods)] // tests live in real time
 
+#[path = "../harness/careless.rs"]
+mod careless;
 mod hostile;
 mod joins;
-mod measure;
 mod mesh;
 mod support;

@@ -14,7 +14,7 @@ use p2pdb::edge::hello::Hello;
 use p2pdb::edge::quic::{Channel, Mesh, MeshConfig, MeshEvent, SendError};
 use p2pdb::edge::tls::{Revocations, TLS_SERVER_NAME, TlsIdentity, client_config};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{Connection, Endpoint};
 use tokio::sync::mpsc;
 
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -165,13 +165,6 @@ pub async fn pair(cluster: &Cluster) -> (Node, Node) {
     a.up("b").await;
     b.up("a").await;
     (a, b)
-}
-
-pub async fn close_reason(connection: &Connection) -> String {
-    match tokio::time::timeout(LIMIT, connection.closed()).await.expect("the peer closes") {
-        ConnectionError::ApplicationClosed(close) => String::from_utf8_lossy(&close.reason).into_owned(),
-        other => other.to_string(),
-    }
 }
 
 pub async fn assert_still_linked(a: Node, mut b: Node) {

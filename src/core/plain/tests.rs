@@ -566,8 +566,15 @@ fn memory_is_bounded() {
     for number in 1..200 {
         world.remote(&format!("a, {number}"));
     }
-    assert!(world.file.texts.len() <= TEXTS_MAX + 2);
+    assert!(world.file.texts.len() <= UNSEEN_TEXTS_MAX + 3, "with the newest, the newest seen and the one in the file");
     assert!(world.file.texts.iter().any(|text| text.seen), "the last text that was seen is never forgotten");
+    let long = "x".repeat(4000);
+    for number in 0..3 * TEXTS_BYTES_MAX / 4000 {
+        world.remote(&format!("a, {number}, {long}"));
+        world.read();
+    }
+    let bytes: usize = world.file.texts.iter().map(|text| text.file.weight_bytes()).sum();
+    assert!(bytes <= TEXTS_BYTES_MAX + 3 * 5000, "{bytes} bytes of texts that were seen");
 }
 
 #[test]

@@ -28,11 +28,14 @@ use crate::core::text::{ShownFile, TEXT_BYTES_MAX};
 use super::folder::{self, Attributes, Folder, Held, Identity, Replaced};
 use super::{Order, PlainEvent, SaveId, Shared};
 
-/// Most replaced files per name that are held open because somebody may still be writing.
-const ORPHANS_MAX: usize = 16;
-/// How long a replaced file is held that somebody had open; and one that nobody had.
-const ORPHAN_AGE_MAX: Duration = Duration::from_secs(3600);
+/// How long a replaced file is held that somebody has open; that somebody had open, for events of the same kind that
+/// come at once are told as one, so one more may have it; and one that nobody had.
+const OPEN_ORPHAN_AGE_MAX: Duration = Duration::from_secs(3600);
+const CLOSED_ORPHAN_AGE_MAX: Duration = Duration::from_secs(30);
 const UNOPENED_ORPHAN_AGE_MAX: Duration = Duration::from_secs(1);
+/// Most bytes of replaced files that are held per name, and most of them: the oldest go first.
+const ORPHANS_BYTES_MAX: u64 = 64 << 20;
+const ORPHANS_MAX: usize = 256;
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How often it is checked that the path still leads to the folder; a mount over it makes no event.
 const FOLDER_CHECK_EVERY: Duration = Duration::from_secs(5);
@@ -107,8 +110,29 @@ struct Inode {
     file: File,
     identity: Identity,
     text: TextId,
-    /// Somebody has had it open.
-    opened: bool,
+    /// When somebody opened or closed it last.
+    used: Option<Instant>,
+    /// How many have it open, as far as is known.
+    opens: u32,
+}
+
+impl Inode {
+    fn new(watch: WatchDescriptor, file: File, identity: Identity, text: TextId) -> Self {
+        Self { watch, file, identity, text, used: None, opens: 0 }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    /// Until when it is held if it was replaced at `since`.
+    fn held_until(&self, since: Instant) -> Instant {
+        match self.used {
+            Some(_) if self.opens > 0 => since + OPEN_ORPHAN_AGE_MAX,
+            Some(used) => since.max(used) + CLOSED_ORPHAN_AGE_MAX,
+            None => since + UNOPENED_ORPHAN_AGE_MAX,
+        }
+    }
 }
 
 impl Worker {
@@ -257,7 +281,13 @@ impl Worker {
         let Some(held) = self.files.get_mut(&name) else { return };
         let mut inodes = held.current.iter_mut().chain(held.orphans.iter_mut().map(|(_, inode)| inode));
         let Some(inode) = inodes.find(|inode| inode.watch.get_watch_descriptor_id() == watch) else { return };
-        inode.opened |= mask.contains(EventMask::OPEN);
+        if mask.contains(EventMask::OPEN) {
+            (inode.used, inode.opens) = (Some(Instant::now()), inode.opens + 1);
+            held.plain.opened(inode.text);
+        }
+        if mask.intersects(EventMask::CLOSE_WRITE | EventMask::CLOSE_NOWRITE) {
+            (inode.used, inode.opens) = (Some(Instant::now()), inode.opens.saturating_sub(1));
+        }
         if mask.contains(EventMask::ACCESS) && !held.backing_up {
             held.plain.read(inode.text);
             // Once is enough: a file that is read all the time need not wake anybody.
@@ -295,7 +325,10 @@ impl Worker {
                 Ok(bytes) => {
                     let save = Save { bytes, held: inode.text, orphan: !current };
                     let (text, actions) = held.plain.saved(now_ms, save);
-                    inode.text = text;
+                    held.plain.closed(std::mem::replace(&mut inode.text, text));
+                    if inode.opens > 0 {
+                        held.plain.opened(text);
+                    }
                     actions
                 }
                 Err(error) => held.plain.obstacle(now_ms, Obstacle::Unreadable { why: error.to_string() }),
@@ -367,7 +400,9 @@ impl Worker {
         self.watched.insert(watch.get_watch_descriptor_id(), name.clone());
         let held = self.files.get_mut(name).expect("only known files are adopted");
         held.author = attributes.owner.map_or_else(|| "plain file".into(), |(user, _)| folder::user_name(user));
-        let mut inode = Inode { watch, file, identity, text: 0, opened: true };
+        let mut inode = Inode::new(watch, file, identity, 0);
+        // Somebody may have had it open before it was watched.
+        inode.used = Some(Instant::now());
         if replaced {
             let before = held.current.as_ref().map_or(0, |inode| inode.text);
             let (text, actions) = held.plain.saved(now_ms, Save { bytes, held: before, orphan: true });
@@ -467,20 +502,26 @@ impl Worker {
     }
 
     fn release_orphans(&mut self, now: Instant) {
-        for held in self.files.values_mut() {
-            let mut excess = held.orphans.len().saturating_sub(ORPHANS_MAX);
-            let watches = self.inotify.watches();
-            let watched = &mut self.watched;
-            held.orphans.retain(|(since, inode)| {
-                let age_max = if inode.opened { ORPHAN_AGE_MAX } else { UNOPENED_ORPHAN_AGE_MAX };
-                let kept = excess == 0 && now - *since <= age_max;
-                if !kept {
-                    excess = excess.saturating_sub(1);
-                    watched.remove(&inode.watch.get_watch_descriptor_id());
-                    let _ = watches.clone().remove(inode.watch.clone());
+        let watches = self.inotify.watches();
+        for (name, held) in &mut self.files {
+            let (mut bytes, mut count) = (0, 0);
+            // The newest first.
+            for (since, inode) in std::mem::take(&mut held.orphans).into_iter().rev() {
+                (bytes, count) = (bytes + inode.bytes(), count + 1);
+                let fits = bytes <= ORPHANS_BYTES_MAX && count <= ORPHANS_MAX;
+                if fits && now < inode.held_until(since) {
+                    held.orphans.push_front((since, inode));
+                    continue;
                 }
-                kept
-            });
+                if inode.opens > 0 {
+                    tracing::warn!(
+                        "{name}: what is saved into a text that was replaced long ago is not found any more"
+                    );
+                }
+                held.plain.closed(inode.text);
+                self.watched.remove(&inode.watch.get_watch_descriptor_id());
+                let _ = watches.clone().remove(inode.watch);
+            }
         }
     }
 
@@ -535,6 +576,7 @@ impl Worker {
             Action::KeepAside => {
                 self.folder.keep_aside(name.as_str())?;
                 if let Some(inode) = held.current.take() {
+                    held.plain.closed(inode.text);
                     self.watched.remove(&inode.watch.get_watch_descriptor_id());
                     let _ = self.inotify.watches().remove(inode.watch);
                 }
@@ -579,7 +621,7 @@ impl Worker {
             _ => Vec::new(),
         };
         let held = self.files.get_mut(name).expect("it is not removed in between");
-        let inode = Inode { watch, file, identity, text: id, opened: false };
+        let inode = Inode::new(watch, file, identity, id);
         if let Some(before) = held.current.replace(inode) {
             held.orphans.push_back((Instant::now(), before));
         }
@@ -640,7 +682,7 @@ fn watch_folder(inotify: &Inotify, folder: &Folder) -> io::Result<WatchDescripto
 
 /// Watches an open file, whatever its name; `reading`: who reads it, too.
 fn watch_file(inotify: &Inotify, file: &File, reading: bool) -> io::Result<WatchDescriptor> {
-    let mut mask = WatchMask::CLOSE_WRITE | WatchMask::OPEN;
+    let mut mask = WatchMask::CLOSE | WatchMask::OPEN;
     mask.set(WatchMask::ACCESS, reading);
     inotify.watches().add(format!("/proc/self/fd/{}", file.as_raw_fd()), mask)
 }

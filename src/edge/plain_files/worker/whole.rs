@@ -60,6 +60,7 @@ impl Worker {
         let (text, actions) = held.plain.begin(now_ms, found);
         if let Some(inode) = &mut current {
             inode.text = text;
+            held.plain.opened(text);
             self.watched.insert(inode.watch.get_watch_descriptor_id(), name.clone());
         }
         held.current = current;
@@ -72,7 +73,10 @@ impl Worker {
         let untouched = folder::is_untouched(&file);
         let bytes = folder::read_text(&file)?;
         watch_file(&self.inotify, &file, true)?;
-        Ok((Inode { watch, file, identity, text: 0, opened: true }, bytes, untouched))
+        let mut inode = Inode::new(watch, file, identity, 0);
+        // Somebody may have had it open all the time.
+        (inode.used, inode.opens) = (Some(Instant::now()), 1);
+        Ok((inode, bytes, untouched))
     }
 
     pub(super) fn look_at_everything(&mut self) {
@@ -86,8 +90,12 @@ impl Worker {
             let mut watches = Vec::new();
             if let Some(held) = self.files.get_mut(&name) {
                 held.plain.read_all();
-                let inodes = held.orphans.iter().map(|(_, inode)| inode).chain(&held.current);
-                watches.extend(inodes.map(|inode| inode.watch.get_watch_descriptor_id()));
+                for inode in held.orphans.iter_mut().map(|(_, inode)| inode).chain(&mut held.current) {
+                    // Who has it open was not told either.
+                    (inode.used, inode.opens) = (Some(Instant::now()), inode.opens.max(1));
+                    held.plain.opened(inode.text);
+                    watches.push(inode.watch.get_watch_descriptor_id());
+                }
             }
             watches.into_iter().for_each(|watch| self.read_again(&name, watch));
             self.look(&name, false);
