@@ -1,6 +1,6 @@
 //! What the model checker walks through, whole, and that it finds what is broken on purpose.
 //!
-//! `P2PDB_MODEL=long` adds the larger bounds, which take many minutes.
+//! `P2PDB_MODEL=long cargo test --test decisions` adds the larger bounds, which take many minutes (nextest would end them).
 
 use std::time::Instant;
 
