@@ -127,7 +127,7 @@ fn arguments_that_cannot_be_are_refused_before_anything_is_made() {
         (elsewhere.join("x/../certs").to_string_lossy().into_owned(), &["certs", "of its own"]),
         (cluster.root.to_string_lossy().into_owned(), &["of its own"]),
         ("/".into(), &["of its own"]),
-        (of_others, &["new", "is not empty", "--files"]),
+        (of_others, &["new", "'something'", "shared", "--files"]),
     ] {
         let place = ["init", "--name", "S1", "--listen", "127.0.0.1:7400", "--files", &files, "--dir"];
         p2pdb(place.iter().copied().chain([elsewhere.to_str().unwrap()])).fails_saying(words);

@@ -16,6 +16,7 @@ use crate::core::id::ServerName;
 use crate::daemon::FOUNDING_FILE;
 use crate::edge::certificate::{AUTHORITY_VALIDITY_MS, Authority, CertificateDirectory};
 use crate::edge::config::{Config, Identity, check_files_folder, check_listen, default_files_folder};
+use crate::edge::plain_files::foreign_name;
 
 #[derive(Debug, Args)]
 pub struct InitArgs {
@@ -47,10 +48,10 @@ impl ServerArgs {
             .map_err(|error| Failure::input(format!("{}: {error}", files.display()), "give the folder's full path"))?;
         check_files_folder(directory, &files)
             .map_err(|wanted| Failure::input(format!("{}: the plain files need {wanted}", files.display()), ""))?;
-        if std::fs::read_dir(&files).is_ok_and(|mut held| held.next().is_some()) {
+        if let Some(name) = foreign_name(&files) {
             return Err(Failure::input(
-                format!("{} is not empty: every file in it would be shared with the group", files.display()),
-                "empty it, or give another folder with --files",
+                format!("{} holds '{name}': every file there would be shared with the group", files.display()),
+                "empty the folder, or give another one with --files",
             ));
         }
         Ok(Identity { name: self.name, listen: self.listen, files, peers: BTreeMap::new() })
