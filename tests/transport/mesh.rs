@@ -176,8 +176,8 @@ async fn rotation_shows_the_new_certificate_to_all() {
         let begun = Instant::now();
         let (turning, watching) = if is_a { (&mut a, &mut b) } else { (&mut b, &mut a) };
         turning.mesh.rotate(&fresh).unwrap();
-        let reason = watching.down(server).await;
-        assert!(reason.contains("rotated"), "{reason}");
+        // Both may have dialled at the start: then one connection gives way to the other first.
+        while !watching.down(server).await.contains("rotated") {}
         let seen = watching
             .wait("the new certificate", |event| match event {
                 MeshEvent::LinkUp { certificate_issued_ms, .. } => Some(certificate_issued_ms),
