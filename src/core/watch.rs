@@ -43,6 +43,8 @@ pub use report::{CheckReport, TargetReport, Waiting};
 pub const SILENT_US: u64 = 5_000_000;
 /// While no target answers, a link that went down so recently may be the first of all of them, in microseconds.
 pub const SETTLE_US: u64 = 500_000;
+/// Without any input for so long, this server has not been running, in microseconds.
+pub const STALL_US: u64 = 1_000_000;
 /// Most opinions of others that are kept.
 const OPINIONS_MAX: usize = 1024;
 
@@ -132,10 +134,19 @@ pub struct Watch {
     /// By who says it and of whom.
     opinions: BTreeMap<(ServerName, ServerName), Opinion>,
     last_probe: ProbeId,
+    handled_us: u64,
 }
 
 impl Watch {
     pub fn handle(&mut self, now_us: u64, input: Input) -> Vec<Output> {
+        if now_us > self.handled_us + STALL_US {
+            // This server was frozen or overloaded: what it missed meanwhile says nothing of the targets.
+            self.targets
+                .values_mut()
+                .flat_map(Target::all_mut)
+                .for_each(|watching| watching.pulse.forget_question(now_us));
+        }
+        self.handled_us = now_us;
         match input {
             Input::Tick => {}
             Input::Outcome { id, outcome } => self.outcome(id, outcome, now_us),

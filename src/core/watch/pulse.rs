@@ -78,6 +78,13 @@ impl Pulse {
         self.due_us = u64::MAX;
     }
 
+    /// Whatever comes of the question under way does not count; it is put again.
+    pub fn forget_question(&mut self, now_us: u64) {
+        if self.in_flight.take().is_some() {
+            self.due_us = now_us;
+        }
+    }
+
     /// When the run of failures began that is not over: the time of its first question.
     pub fn failing_since_us(&self) -> Option<u64> {
         match self.state {

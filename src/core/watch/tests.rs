@@ -388,6 +388,27 @@ fn a_manager_that_says_nothing_does_not_hold_up_the_other_for_ever() {
     );
 }
 
+#[test]
+fn a_manager_that_was_frozen_does_not_count_what_it_missed() {
+    let mut watch = Watch::default();
+    let ids = |outputs: Vec<Output>| -> Vec<ProbeId> {
+        let id = |output| match output {
+            Output::Ask(probe) => Some(probe.id),
+            Output::Suspected { .. } => panic!("it accuses"),
+            _ => None,
+        };
+        outputs.into_iter().filter_map(id).collect()
+    };
+    let asked = ids(watch.handle(0, Input::Assign(assignment(1, &[1, 2], "smtp 25, fall=1"))));
+    assert_eq!(asked.len(), 2);
+    let mut again = Vec::new();
+    for id in asked {
+        let outcome = ProbeOutcome::Failed("no answer within 400 ms".into());
+        again.extend(ids(watch.handle(30 * SECOND, Input::Outcome { id, outcome })));
+    }
+    assert_eq!(again.len(), 2);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 

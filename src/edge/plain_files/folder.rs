@@ -58,7 +58,9 @@ pub enum Held {
 /// What a new text has taken the place of.
 pub enum Replaced {
     Nothing,
-    /// A file that is now without a name.
+    /// The file that was known to bear the name; it is now without one.
+    Known,
+    /// Another file, that is now without a name.
     Text(File),
     /// No file: it keeps its place, and the text was not written.
     Obstacle,
@@ -132,9 +134,15 @@ impl Folder {
     /// Writes a file under the temporary name of `name`, for reading.
     pub fn prepare(&self, name: &str, text: &[u8], attributes: &Attributes, keep_time: bool) -> io::Result<File> {
         let temporary = temporary(name);
-        self.remove(&temporary)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
+        let create = || rustix::fs::openat(&self.directory, &temporary, flags, Mode::RUSR | Mode::WUSR);
+        let file = match create() {
+            Err(Errno::EXIST) => {
+                self.remove(&temporary)?;
+                create()?
+            }
+            created => created?,
+        };
         let mut file = File::from(file);
         let written = self.fill(&mut file, &temporary, text, attributes, keep_time);
         if written.is_err() {
@@ -170,8 +178,9 @@ impl Folder {
         Ok(File::from(reader))
     }
 
-    /// Puts what was prepared in the place of whatever bears the name. What came out is without a name afterwards.
-    pub fn put(&self, name: &str) -> io::Result<Replaced> {
+    /// Puts what was prepared in the place of whatever bears the name, most likely the `known` file. What came out is
+    /// without a name afterwards.
+    pub fn put(&self, name: &str, known: Option<Identity>) -> io::Result<Replaced> {
         let temporary = temporary(name);
         let rename = |flags| rustix::fs::renameat_with(&self.directory, &temporary, &self.directory, name, flags);
         loop {
@@ -182,8 +191,13 @@ impl Folder {
                     Err(Errno::EXIST) => continue,
                     Err(error) => return Err(error.into()),
                 },
-                Err(Errno::INVAL | Errno::NOSYS) => return self.put_without_exchange(name),
+                Err(Errno::INVAL | Errno::NOSYS) => return self.put_without_exchange(name, known),
                 Err(error) => return Err(error.into()),
+            }
+            let came_out = self.identity(&temporary).map(|(identity, ..)| identity);
+            if came_out.is_some() && came_out == known {
+                self.remove(&temporary)?;
+                return Ok(Replaced::Known);
             }
             let replaced = match self.held(&temporary) {
                 Held::Text(file) => Replaced::Text(file),
@@ -198,8 +212,9 @@ impl Folder {
         }
     }
 
-    fn put_without_exchange(&self, name: &str) -> io::Result<Replaced> {
+    fn put_without_exchange(&self, name: &str, known: Option<Identity>) -> io::Result<Replaced> {
         let replaced = match self.held(name) {
+            Held::Text(file) if Some(identity_and_attributes(&file)?.0) == known => Replaced::Known,
             Held::Text(file) => Replaced::Text(file),
             Held::Nothing => Replaced::Nothing,
             Held::Obstacle(_) => {

@@ -602,7 +602,8 @@ impl Worker {
         let file = self.folder.prepare(name.as_str(), shown.text().as_bytes(), &held.attributes, keep_time)?;
         let watch = watch_file(&self.inotify, &file, true)?;
         let (identity, _) = folder::identity_and_attributes(&file)?;
-        let replaced = match self.folder.put(name.as_str()) {
+        let known = held.current.as_ref().map(|inode| inode.identity);
+        let replaced = match self.folder.put(name.as_str(), known) {
             Ok(replaced) => replaced,
             Err(error) => {
                 let _ = self.inotify.watches().remove(watch);
@@ -615,14 +616,10 @@ impl Worker {
             return Ok(Vec::new());
         }
         self.watched.insert(watch.get_watch_descriptor_id(), name.clone());
-        let known = held.current.as_ref().map(|inode| inode.identity);
-        let mut actions = Vec::new();
-        if let Replaced::Text(file) = replaced
-            && let Ok((identity, _)) = folder::identity_and_attributes(&file)
-            && Some(identity) != known
-        {
-            actions = self.adopt(name, file, true)?;
-        }
+        let actions = match replaced {
+            Replaced::Text(file) => self.adopt(name, file, true)?,
+            _ => Vec::new(),
+        };
         let held = self.files.get_mut(name).expect("it is not removed in between");
         let inode = Inode::new(watch, file, identity, id);
         if let Some(before) = held.current.replace(inode) {
