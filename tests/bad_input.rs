@@ -71,6 +71,11 @@ fn settings_that_cannot_be_are_told_with_file_line_and_remedy() {
             &|text| text.replace(&listen, "listen = \"0.0.0.0:7400\""),
             &["listen", "other servers dial it"],
         ),
+        (
+            "files among secrets",
+            &|text| text.replace(&format!("files = \"{}", server.files.display()), "files = \"certs"),
+            &["files", "certs", "of its own"],
+        ),
         ("no toml", &|text| format!("{text}\n= = =\n"), &["p2pdb.toml, line"]),
         ("no name", &|text| text.replace("name = \"S1\"", ""), &["'name' is missing"]),
     ];
@@ -113,6 +118,21 @@ fn arguments_that_cannot_be_are_refused_before_anything_is_made() {
     fs::write(dir.join("something"), "of somebody").unwrap();
     init("S1", "127.0.0.1:7400", &path).fails_saying(&["is not empty", "choose"]);
     assert_eq!(tree(&dir).len(), 1);
+    // Everything in the folder of the plain files would be shared with the group.
+    let elsewhere = cluster.root.join("elsewhere");
+    let of_others = dir.to_string_lossy().into_owned();
+    for (files, words) in [
+        (elsewhere.to_string_lossy().into_owned(), &["elsewhere", "of its own"][..]),
+        (elsewhere.join("certs").to_string_lossy().into_owned(), &["certs", "of its own"]),
+        (elsewhere.join("x/../certs").to_string_lossy().into_owned(), &["certs", "of its own"]),
+        (cluster.root.to_string_lossy().into_owned(), &["of its own"]),
+        ("/".into(), &["of its own"]),
+        (of_others, &["new", "'something'", "shared", "--files"]),
+    ] {
+        let place = ["init", "--name", "S1", "--listen", "127.0.0.1:7400", "--files", &files, "--dir"];
+        p2pdb(place.iter().copied().chain([elsewhere.to_str().unwrap()])).fails_saying(words);
+        assert!(!elsewhere.exists(), "{files}");
+    }
     p2pdb(["daemon", "--dir", &path]).fails_saying(&["p2pdb.toml", "not found", "p2pdb init"]);
     p2pdb(["daemon", "--dir", &cluster.root.join("none").to_string_lossy()]).fails_saying(&["not found"]);
     p2pdb(["status", "--dir", &path]).fails_saying(&["no daemon answers", "p2pdb daemon"]);

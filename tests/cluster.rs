@@ -62,6 +62,9 @@ fn six_servers_join_and_an_edit_on_any_reaches_all() {
         server.verify();
         server.replay_check();
     }
+    // A slip of the pen is not equal to anything.
+    let dir = cluster.server("S1").dir.to_string_lossy().into_owned();
+    p2pdb(["replay", &dir, "--check", &dir, "--file", "Note"]).fails_saying(&["Note", "files list"]);
     cluster.finish();
 }
 

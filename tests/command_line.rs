@@ -364,6 +364,8 @@ fn a_log_is_dumped_replayed_and_verified() {
     let key = entries[0]["diffs"][0]["key"].as_str().unwrap();
     let history = stdout(&p2pdb(&["files", "history", "Bench", key, "--dir", directory]).success());
     assert_eq!(history.lines().count(), 20);
+    let nothing = p2pdb(&["files", "history", "Nothing", "--dir", directory]).code(1);
+    assert!(String::from_utf8_lossy(&nothing.get_output().stderr).contains("nobody has ever written it"));
 
     p2pdb(&["replay", directory, "--at", tenth, "--file", "Bench"])
         .success()

@@ -195,7 +195,9 @@ fn without_room_nothing_is_confirmed_until_there_is_some() {
         .arg(rig.directory.path())
         .output();
     if !mounted.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: without_room_nothing_is_confirmed_until_there_is_some needs the right to mount a tmpfs");
+        eprintln!(
+            "**** SKIPPED: without_room_nothing_is_confirmed_until_there_is_some needs the right to mount a tmpfs"
+        );
         return;
     }
     struct Unmount(PathBuf);

@@ -37,8 +37,12 @@ use p2pdb::format::{
 };
 use proptest::prelude::*;
 
+fn golden_path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
 fn golden(name: &str, bytes: &[u8]) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = golden_path(name);
     if std::env::var_os("P2PDB_WRITE_GOLDEN").is_some_and(|value| value == "1") {
         std::fs::write(&path, bytes).unwrap();
     }
@@ -168,6 +172,14 @@ fn messages_have_their_golden_bytes() {
         golden(&format!("message-{name}.bin"), &bytes);
         assert_eq!(decode_message(&bytes).unwrap(), message);
     }
+}
+
+#[test]
+fn a_checkpoint_of_version_1_is_still_read() {
+    let bytes = std::fs::read(golden_path("checkpoint-v1.bin")).unwrap();
+    let mut expected = sample_checkpoint();
+    expected.heads.values_mut().for_each(|head| head.certificate = None);
+    assert_eq!(decode_checkpoint(&bytes, CLUSTER).unwrap(), expected);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use p2pdb::core::io::{Edit, Message, Range, Wait};
 use p2pdb::core::merge::Files;
 use p2pdb::core::oplog::{Checkpoint, Head};
 use p2pdb::core::record::Record;
+use p2pdb::core::version::Vector;
 use p2pdb::edge::clock::wall_ms;
 use p2pdb::edge::control::{Request, Response};
 
@@ -268,7 +269,7 @@ async fn a_checkpoint_that_nobody_asked_for_is_not_taken() {
     let of_first = recorded(&mut peer, |stream| stream.origin.as_str() == "S1").await;
     let stream = of_first[0].id().stream.clone();
     let public_key = member.credentials.key.verifying_key().to_bytes();
-    let head = Head { seq: 1_000_000, hash: Digest([1; 32]), time: now(), public_key };
+    let head = Head { seq: 1_000_000, hash: Digest([1; 32]), time: now(), public_key, certificate: None };
     let second = Stream { origin: ServerName::new("S2").unwrap(), ..stream.clone() };
     let mut files = Files::default();
     let lie = member.first_entry(member.stream(1), now(), "forged-checkpoint, x");
@@ -288,6 +289,32 @@ async fn a_checkpoint_that_nobody_asked_for_is_not_taken() {
     target.cli(&["files", "add", "Notes", "after, 2", "--wait", "majority"]).ok();
     let grown = target.status().unwrap().process.rss_bytes.saturating_sub(before);
     assert!(grown < 16 << 20, "it has grown by {grown} bytes");
+    assert_unharmed(&cluster);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_gives_nobody_the_name_of_another() {
+    let (cluster, member) = cluster_and_member();
+    let target = cluster.server("S1");
+    let mut peer = Peer::link(&member, target).await;
+    // It says that its log no longer has the beginning of a stream of S2, so it is asked for its checkpoint.
+    let stream = Stream { origin: ServerName::new("S2").unwrap(), ..member.stream(77) };
+    let vector: Vector = [(stream.clone(), 5)].into_iter().collect();
+    peer.send(&Message::Vector { held: vector.clone(), floor: vector.clone() }).await;
+    while !matches!(peer.receive().await.expect("the link stays"), Message::WantCheckpoint) {}
+    let head = Head {
+        seq: 5,
+        hash: Digest([1; 32]),
+        time: now(),
+        public_key: member.credentials.key.verifying_key().to_bytes(),
+        certificate: Some(member.credentials.certificate.as_ref().into()),
+    };
+    let checkpoint = Checkpoint { files: Files::restore([], vector), heads: [(stream, head)].into() };
+    let bytes = p2pdb::format::encode_checkpoint(&checkpoint, member.cluster);
+    let (digest, total) = (Digest(*blake3::hash(&bytes).as_bytes()), bytes.len() as u64);
+    peer.send(&Message::CheckpointPart { digest, total, offset: 0, bytes }).await;
+    let reason = peer.close_reason().await;
+    assert!(reason.contains("S2") && reason.contains("no certificate"), "{reason}");
     assert_unharmed(&cluster);
 }
 

@@ -501,7 +501,7 @@ fn a_full_disk_fails_appends_until_there_is_room() {
         .arg(directory.path())
         .output();
     if !mounted.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: a_full_disk_fails_appends_until_there_is_room needs the right to mount a tmpfs");
+        eprintln!("**** SKIPPED: a_full_disk_fails_appends_until_there_is_room needs the right to mount a tmpfs");
         return;
     }
     struct Unmount(PathBuf);

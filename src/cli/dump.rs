@@ -68,14 +68,20 @@ pub fn run(args: DumpArgs, session: &mut Session) -> Outcome {
         until_ms: args.until.unwrap_or(u64::MAX),
     };
     let format = if session.output.is_json() { Format::Json } else { args.format };
-    print(Log::open(&paths)?, args.follow, &selection, format, session)
+    print(Log::open(&paths)?, args.follow, &selection, format, session)?;
+    Ok(Answer::Yes)
 }
 
 /// What `files history` prints: every change of a file, or of the record with this key.
 pub fn history(directory: &Path, file: FileName, key: Option<String>, session: &mut Session) -> Outcome {
     let selection = Selection { file: Some(file), key, origin: None, since_ms: 0, until_ms: u64::MAX };
     let format = if session.output.is_json() { Format::Json } else { Format::Text };
-    print(Log::open(&[directory.to_path_buf()])?, false, &selection, format, session)
+    let entries = print(Log::open(&[directory.to_path_buf()])?, false, &selection, format, session)?;
+    if entries == 0 {
+        note("nobody has ever written it, as far as this log goes");
+        return Ok(Answer::No);
+    }
+    Ok(Answer::Yes)
 }
 
 /// Which entries, and which of their changes.
@@ -106,7 +112,15 @@ impl Selection {
     }
 }
 
-fn print(mut log: Log, follow: bool, selection: &Selection, format: Format, session: &mut Session) -> Outcome {
+/// Prints what is selected. Returns how many entries that were.
+fn print(
+    mut log: Log,
+    follow: bool,
+    selection: &Selection,
+    format: Format,
+    session: &mut Session,
+) -> Result<u64, Failure> {
+    let mut entries = 0;
     let zone = session.zone.clone();
     let output = &mut session.output;
     let mut columns = Columns::default();
@@ -123,11 +137,12 @@ fn print(mut log: Log, follow: bool, selection: &Selection, format: Format, sess
                 log.wait();
                 continue;
             }
-            None => return Ok(Answer::Yes),
+            None => return Ok(entries),
         };
         if !selection.takes_entry(sealed.entry()) {
             continue;
         }
+        entries += 1;
         let diffs: Vec<&Diff> = sealed.entry().diffs.iter().filter(|diff| selection.takes_diff(diff)).collect();
         match format {
             Format::Json => output.json(&EntryView::of(&sealed, &diffs, &zone))?,

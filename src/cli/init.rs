@@ -15,7 +15,8 @@ use super::{DirectoryArgs, Session, check_new_directory, server_name, wall_clock
 use crate::core::id::ServerName;
 use crate::daemon::FOUNDING_FILE;
 use crate::edge::certificate::{AUTHORITY_VALIDITY_MS, Authority, CertificateDirectory};
-use crate::edge::config::{Config, Identity, check_listen, default_files_folder};
+use crate::edge::config::{Config, Identity, check_files_folder, check_listen, default_files_folder};
+use crate::edge::plain_files::foreign_name;
 
 #[derive(Debug, Args)]
 pub struct InitArgs {
@@ -45,6 +46,14 @@ impl ServerArgs {
         let files = self.files.unwrap_or_else(|| default_files_folder(directory, &self.name));
         let files = std::path::absolute(&files)
             .map_err(|error| Failure::input(format!("{}: {error}", files.display()), "give the folder's full path"))?;
+        check_files_folder(directory, &files)
+            .map_err(|wanted| Failure::input(format!("{}: the plain files need {wanted}", files.display()), ""))?;
+        if let Some(name) = foreign_name(&files) {
+            return Err(Failure::input(
+                format!("{} holds '{name}': every file there would be shared with the group", files.display()),
+                "empty the folder, or give another one with --files",
+            ));
+        }
         Ok(Identity { name: self.name, listen: self.listen, files, peers: BTreeMap::new() })
     }
 }

@@ -135,6 +135,10 @@ pub mod tests {
             self.authority.certificate().clone()
         }
 
+        pub fn certificate(&self) -> Option<Arc<[u8]>> {
+            Some(Arc::from(self.credentials.certificate.as_ref()))
+        }
+
         pub fn add(&mut self, file: &str, record: &str) -> Arc<Sealed> {
             self.change(file, Change::Add(Record::parse(record).unwrap()))
         }

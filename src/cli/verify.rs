@@ -1,8 +1,8 @@
 //! `p2pdb verify`: proves that a log is whole and genuine, from the log and the cluster CA's certificate alone.
 //!
 //! Every stream is a chain of hashes; signatures vouch for it with the key of the certificate that opens the stream.
-//! Memory holds one head per stream, however long the log is. Where retention has dropped the beginning of a stream, its key
-//! comes from a checkpoint, which nobody has signed: that is told.
+//! Memory holds one head per stream, however long the log is. Where retention has dropped the beginning of a stream, its
+//! certificate comes from a checkpoint. A key that nothing proves is a finding: whoever holds it could have written the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::Session;
 use super::error::{Answer, Failure, Outcome};
 use super::log::{Log, Logged, Piece};
-use super::output::{Style, note, progress};
+use super::output::{Style, progress};
 use crate::core::entry::{EntryError, Sealed};
 use crate::core::id::{ClusterId, EntryId, Lane, ServerName, Stream};
 use crate::core::oplog::{Certifier, ChainError, Head, follow};
@@ -153,14 +153,15 @@ impl Verifier {
         // Both lanes of a run are signed with one key.
         let audit = self.streams.get(&Stream { lane: Lane::Audit, ..id.stream.clone() });
         let known = held.as_ref().or(audit).map(|progress| (progress.head.public_key, progress.certified));
-        let (public_key, certified) = known.or(in_checkpoint.map(|head| (head.public_key, false))).ok_or_else(gap)?;
+        let told = in_checkpoint.map(|head| (head.public_key, head.is_certified(&id.stream, &self.certifier)));
+        let (public_key, certified) = known.or(told).ok_or_else(gap)?;
         match (&held, volatile) {
             (_, true) => self.dropped += id.seq - 1 - held_seq,
             (Some(_), false) => self.bridged += id.seq - 1 - held_seq,
             (None, false) => {}
         }
         let time = held.map_or_else(Default::default, |progress| progress.head.time);
-        let head = Head { seq: id.seq - 1, hash: sealed.entry().previous, time, public_key };
+        let head = Head { seq: id.seq - 1, hash: sealed.entry().previous, time, public_key, certificate: None };
         Ok(Progress { head, signed_up_to: id.seq - 1, certified })
     }
 
@@ -217,6 +218,14 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
         let why = format!("entry {entry} and those behind it in its stream are not vouched for by a signature");
         Some(Finding { entry: Some(entry), why, place: None })
     });
+    let wrong = wrong.or_else(|| {
+        let stream = verifier.uncertified().first().copied()?;
+        let why = format!(
+            "nothing in this log proves that the key of {stream} is of {}; verify the log of a server that has all of it",
+            stream.origin
+        );
+        Some(Finding { entry: None, why, place: None })
+    });
     let output = &mut session.output;
     if output.is_json() {
         #[derive(Serialize)]
@@ -227,7 +236,7 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
             dropped_volatile_entries: u64,
             /// Entries between others of their stream that only a checkpoint stands for.
             bridged_entries: u64,
-            /// Streams whose key only a checkpoint vouches for.
+            /// Streams whose key no certificate proves.
             uncertified: Vec<String>,
             streams: Vec<StreamView>,
             wrong: Option<WrongView>,
@@ -291,11 +300,6 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
                 verifier.bridged
             ))?;
         }
-    }
-    for stream in verifier.uncertified() {
-        note(format_args!(
-            "the certificate of {stream} is not in this log, only a checkpoint vouches for its key; verify the log of a server that has all of it"
-        ));
     }
     Ok(if wrong.is_none() { Answer::Yes } else { Answer::No })
 }
@@ -366,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_begins_in_a_checkpoint_is_checked_and_told() {
+    fn a_stream_that_begins_in_a_checkpoint_is_checked_with_the_certificate_there() {
         let mut author = Author::new("S1");
         let entries: Vec<_> = (0..4).map(|number| author.add("Notes", &format!("k{number}, v"))).collect();
         let mut whole = Verifier::new(author.authority(), Vec::new());
@@ -374,9 +378,17 @@ mod tests {
         let heads: BTreeMap<_, _> =
             whole.streams.iter().map(|(stream, progress)| (stream.clone(), progress.head.clone())).collect();
 
-        let mut tail = Verifier::new(author.authority(), vec![heads]);
+        let mut tail = Verifier::new(author.authority(), vec![heads.clone()]);
         entries[2..].iter().for_each(|sealed| tail.take(sealed).unwrap());
-        assert_eq!((tail.entries, tail.uncertified().len(), whole.uncertified().len()), (2, 1, 0));
+        assert_eq!((tail.entries, tail.uncertified().len(), whole.uncertified().len()), (2, 0, 0));
+        // A key without a certificate, or with one of somebody else, proves nothing.
+        for certificate in [None, Author::new("S1").certificate()] {
+            let mut unproven = heads.clone();
+            unproven.values_mut().for_each(|head| head.certificate = certificate.clone());
+            let mut tail = Verifier::new(author.authority(), vec![unproven]);
+            entries[2..].iter().for_each(|sealed| tail.take(sealed).unwrap());
+            assert_eq!(tail.uncertified().len(), 1);
+        }
         // A gap behind the checkpoint is none that retention makes.
         let mut gap = Verifier::new(author.authority(), Vec::new());
         assert!(matches!(gap.take(&entries[2]), Err(ChainError::Gap { .. })));

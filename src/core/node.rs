@@ -487,7 +487,8 @@ impl Node {
         };
         entry.check().map_err(|error| Refusal::TooLarge(error.to_string()))?;
         let sealed = Sealed::new(entry, None);
-        self.tip.advance(&sealed, self.identity.key.verifying_key().to_bytes());
+        let Identity { certificate, key, .. } = &self.identity;
+        self.tip.advance(&sealed, key.verifying_key().to_bytes(), certificate);
         Ok(sealed)
     }
 
@@ -565,9 +566,7 @@ impl Node {
     }
 
     fn head_of(&self, sealed: &Sealed) -> Head {
-        let stream = &sealed.id().stream;
-        let public_key = self.tip.head(stream).map_or([0; 32], |head| head.public_key);
-        Head { seq: sealed.id().seq, hash: sealed.hash(), time: sealed.entry().time, public_key }
+        Head::after(self.tip.head(&sealed.id().stream), sealed)
     }
 
     fn files_written(&mut self, written: Vec<Written>, out: &mut Vec<Output>) {
@@ -749,6 +748,11 @@ impl Node {
         if checkpoint.heads.iter().any(|(stream, head)| self.is_far_future(now, stream, head.time, out)) {
             return;
         }
+        if let Some((stream, _)) = checkpoint.heads.iter().find(|(stream, head)| !self.is_proven(stream, head)) {
+            let reason = format!("its checkpoint has a key of {stream} that no certificate of this cluster proves");
+            out.push(Output::Disconnect { peer, reason });
+            return;
+        }
         let mut merged = Box::new(self.files.clone());
         let written = merged.merge(&checkpoint.files);
         let mut chains = self.durable.clone();
@@ -757,6 +761,12 @@ impl Node {
         let heads = chains.heads().clone();
         out.push(Output::StoreCheckpoint(Box::new(Checkpoint { files: (*merged).clone(), heads: heads.clone() })));
         self.writing = Some(Writing::Checkpoint { peer, merged, written, heads });
+    }
+
+    /// Whether a head of a received checkpoint has the key of its origin. What is held here was proven when it came.
+    fn is_proven(&self, stream: &Stream, head: &Head) -> bool {
+        self.durable.head(stream).is_some_and(|held| held.public_key == head.public_key)
+            || head.is_certified(stream, self.certifier.as_ref())
     }
 
     fn checkpoint_stored(&mut self, now: Now, floor: Vector, out: &mut Vec<Output>) {

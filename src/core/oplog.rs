@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ed25519_dalek::VerifyingKey;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::clock::Timestamp;
@@ -27,13 +26,34 @@ pub trait Certifier: Send + Sync {
 }
 
 /// The last entry of a stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     pub seq: u64,
     pub hash: Digest,
     pub time: Timestamp,
     /// The Ed25519 key that signs the stream.
     pub public_key: [u8; 32],
+    /// What proves that it is the origin's key, DER. `None`: the head comes from a checkpoint of version 1.
+    pub certificate: Option<Arc<[u8]>>,
+}
+
+impl Head {
+    /// The head that an entry makes which follows `before`.
+    pub fn after(before: Option<&Head>, sealed: &Sealed) -> Self {
+        Self {
+            seq: sealed.id().seq,
+            hash: sealed.hash(),
+            time: sealed.entry().time,
+            public_key: before.map_or([0; 32], |head| head.public_key),
+            certificate: before.and_then(|head| head.certificate.clone()),
+        }
+    }
+
+    /// Whether the cluster CA has certified the key for the origin of the stream.
+    pub fn is_certified(&self, stream: &Stream, certifier: &dyn Certifier) -> bool {
+        let certified = self.certificate.as_ref().and_then(|certificate| certifier.certified(certificate).ok());
+        certified.is_some_and(|(name, key)| name == stream.origin && key == self.public_key)
+    }
 }
 
 /// A whole state, and the chains that it continues: what a newcomer gets before the tail of the log.
@@ -151,10 +171,9 @@ impl Chains {
             };
         };
         admitted.truncate(signed + 1);
-        let key = head.expect("there is a head once an entry was admitted").public_key;
-        self.verify_signatures(cluster, &key, &mut admitted)?;
-        let last = &admitted[signed];
-        let head = Head { seq: last.id().seq, hash: last.hash(), time: last.entry().time, public_key: key };
+        let head = head.expect("there is a head once an entry was admitted");
+        self.verify_signatures(cluster, &head.public_key, &mut admitted)?;
+        let head = Head::after(Some(&head), &admitted[signed]);
         Ok(Some(Admitted { stream: stream.clone(), head, entries: admitted }))
     }
 
@@ -166,14 +185,14 @@ impl Chains {
         let fresh: Vec<_> = entries.iter().filter(|sealed| sealed.id().seq > seq).cloned().collect();
         let last = fresh.last()?;
         let in_order = fresh.iter().zip(seq + 1..).all(|(sealed, seq)| sealed.id().seq == seq);
-        let public_key = held.map_or([0; 32], |head| head.public_key);
-        let head = Head { seq: last.id().seq, hash: last.hash(), time: last.entry().time, public_key };
+        let head = Head::after(held, last);
         in_order.then(|| Admitted { stream, head, entries: fresh.clone() })
     }
 
-    /// Moves a head on to an entry that is known to be good: sealed here, or read from the journal.
-    pub fn advance(&mut self, sealed: &Sealed, public_key: [u8; 32]) {
-        let head = Head { seq: sealed.id().seq, hash: sealed.hash(), time: sealed.entry().time, public_key };
+    /// Moves a head on to an entry that was sealed here, with the key of this certificate.
+    pub fn advance(&mut self, sealed: &Sealed, public_key: [u8; 32], certificate: &Arc<[u8]>) {
+        let certificate = Some(certificate.clone());
+        let head = Head { public_key, certificate, ..Head::after(None, sealed) };
         self.heads.insert(sealed.id().stream.clone(), head);
     }
 
@@ -251,13 +270,13 @@ pub fn follow(head: Option<Head>, sealed: &Sealed, certifier: &dyn Certifier) ->
     let entry = sealed.entry();
     let id = || entry.id.clone();
     entry.check().map_err(|error| ChainError::Entry(id(), error))?;
-    let public_key = match (&head, &entry.certificate) {
+    match (&head, &entry.certificate) {
         (None, Some(certificate)) => {
             let (name, key) = certifier.certified(certificate).map_err(|why| ChainError::Certificate(id(), why))?;
             if name != entry.id.stream.origin {
                 return Err(ChainError::Origin(id(), name));
             }
-            key
+            Ok(Head { public_key: key, certificate: Some(certificate.clone()), ..Head::after(None, sealed) })
         }
         (Some(head), None) => {
             if entry.previous != head.hash {
@@ -266,11 +285,10 @@ pub fn follow(head: Option<Head>, sealed: &Sealed, certifier: &dyn Certifier) ->
             if entry.time <= head.time {
                 return Err(ChainError::Time(id()));
             }
-            head.public_key
+            Ok(Head::after(Some(head), sealed))
         }
-        _ => return Err(ChainError::Entry(id(), EntryError::Certificate)),
-    };
-    Ok(Head { seq: entry.id.seq, hash: sealed.hash(), time: entry.time, public_key })
+        _ => Err(ChainError::Entry(id(), EntryError::Certificate)),
+    }
 }
 
 #[cfg(test)]

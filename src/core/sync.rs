@@ -322,7 +322,9 @@ impl Sync {
                 }
             }
             if peer.floor.seq(stream) > tip {
-                too_far_behind = true;
+                // Nobody holds more of a run than its origin, if the origin is here to tell how far it has come.
+                let told = self.peers.get(&stream.origin).and_then(Peer::held).map_or(0, |held| held.seq(stream));
+                too_far_behind |= told == 0 || told >= peer.floor.seq(stream);
                 continue;
             }
             let busy = self.wanted.get(stream).is_some_and(|wanted| {
@@ -441,6 +443,20 @@ mod tests {
         now_us += 2 * CHECKPOINT_PATIENCE_US;
         assert!(asked(&mut alone, peers, now_us).is_empty());
         assert_eq!(asked(&mut alone, peers, now_us + CHECKPOINT_PATIENCE_US), peers, "there is nobody else");
+    }
+
+    #[test]
+    fn nobody_holds_more_of_a_stream_than_its_origin() {
+        let (mut sync, peers) = far_behind();
+        let origin = ServerName::new("S3").unwrap();
+        let nothing = Vector::default();
+        let holding = Holding { durable: &nothing, tip: &|_| 0, floor: &nothing, now_us: 0 };
+        sync.link_up(origin.clone(), &holding, &mut Vec::new());
+        let stream = Stream { origin: origin.clone(), run: 1, lane: Lane::Audit };
+        sync.peer_mut(&origin).unwrap().held = Some([(stream.clone(), 4)].into_iter().collect());
+        assert!(asked(&mut sync, &peers, 0).is_empty(), "the log of the others cannot begin above 5");
+        sync.peer_mut(&origin).unwrap().held = Some([(stream, 9)].into_iter().collect());
+        assert_eq!(asked(&mut sync, &peers, 0), [peers[0].clone()]);
     }
 
     #[test]

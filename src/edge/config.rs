@@ -442,6 +442,12 @@ impl Config {
         if config.files.is_relative() {
             config.files = config.directory.join(&config.files);
         }
+        if let Err(wanted) = check_files_folder(&config.directory, &config.files) {
+            let line = places.get_ref().iter().find(|(name, _)| name.get_ref() == "files");
+            let line = line.map_or(1, |(name, _)| line_of(text, name.span().start));
+            let found = format!("\"{}\"", config.files.display());
+            return Err(ConfigError::Value { path: path.into(), line, key: "files".into(), found, wanted });
+        }
         Ok(config)
     }
 
@@ -460,6 +466,35 @@ impl Config {
             .map_err(|source| ConfigError::Unwritable { path: path.clone(), source })?;
         Ok(config)
     }
+}
+
+/// Checks the folder of the plain files: whatever lies in it is shared with the group.
+///
+/// # Errors
+/// What would be right.
+pub fn check_files_folder(directory: &Path, files: &Path) -> Result<(), String> {
+    let (directory, files) = (plain_path(directory), plain_path(files));
+    let own = directory.join("files");
+    if directory.starts_with(&files) || (files.starts_with(&directory) && files != own) {
+        return Err(format!(
+            "a folder of its own, such as {}: every file in it is shared with the group",
+            own.display()
+        ));
+    }
+    Ok(())
+}
+
+/// A full path without `.` and `..`; links are followed as far as the path exists.
+fn plain_path(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).components() {
+        match part {
+            std::path::Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
+        plain = fs::canonicalize(&plain).unwrap_or(plain);
+    }
+    plain
 }
 
 /// Checks an address that others shall dial.

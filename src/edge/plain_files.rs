@@ -53,6 +53,7 @@ use tokio::sync::mpsc;
 
 use crate::core::id::FileName;
 use crate::core::io::{Committed, Refusal, Transaction};
+use crate::core::plain::is_shown_name;
 use crate::core::text::ShownFile;
 
 use worker::Worker;
@@ -127,6 +128,14 @@ impl Drop for PlainFiles {
             let _ = thread.join();
         }
     }
+}
+
+/// A name in a folder that would become a management file although no view has written it; `None` also if there is no
+/// such folder.
+pub fn foreign_name(path: &Path) -> Option<String> {
+    let names = std::fs::read_dir(path).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let written = |name: &str| std::fs::File::open(path.join(name)).is_ok_and(|file| folder::is_untouched(&file));
+    names.filter(|name| is_shown_name(name)).find(|name| !written(name))
 }
 
 /// What the daemon has for the thread.

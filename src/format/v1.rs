@@ -377,9 +377,10 @@ impl<'a> HeadV1<'a> {
         Self { stream: stream.into(), seq: head.seq, hash: head.hash.0, time: head.time.0, public_key: head.public_key }
     }
 
+    /// The head; its certificate is not part of this form.
     pub fn head(&self, what: &'static str) -> Result<(Stream, Head), FormatError> {
-        let head =
-            Head { seq: self.seq, hash: Digest(self.hash), time: Timestamp(self.time), public_key: self.public_key };
+        let Self { seq, hash, time, public_key, .. } = *self;
+        let head = Head { seq, hash: Digest(hash), time: Timestamp(time), public_key, certificate: None };
         Ok((self.stream.stream(what)?, head))
     }
 }

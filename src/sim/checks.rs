@@ -86,10 +86,8 @@ impl Cluster {
     pub fn verify_log(&mut self, host: usize) {
         let mut heads: BTreeMap<Stream, Option<Head>> = BTreeMap::new();
         let mut open: BTreeMap<Stream, Arc<Sealed>> = BTreeMap::new();
-        let keys: BTreeMap<Stream, [u8; 32]> = match &self.hosts[host].node {
-            Some(node) => {
-                node.durable().heads().iter().map(|(stream, head)| (stream.clone(), head.public_key)).collect()
-            }
+        let known: BTreeMap<Stream, Head> = match &self.hosts[host].node {
+            Some(node) => node.durable().heads().clone(),
             None => return,
         };
         let mut wrong = None;
@@ -99,8 +97,8 @@ impl Cluster {
             let gap = head.as_ref().is_some_and(|head| head.seq + 1 != id.seq);
             let head = match head {
                 // Between a checkpoint that was taken over and the entries behind it there is a gap, and only there.
-                Some(_) if gap => Ok(head_of(&sealed, &keys)),
-                None if id.seq > 1 => Ok(head_of(&sealed, &keys)),
+                Some(_) if gap => Ok(Head::after(known.get(&id.stream), &sealed)),
+                None if id.seq > 1 => Ok(Head::after(known.get(&id.stream), &sealed)),
                 head => follow(head, &sealed, self.certifier.as_ref()).map_err(|error| error.to_string()),
             };
             match head {
@@ -131,9 +129,4 @@ impl Cluster {
             self.oracle.report("P9 verify", || format!("the log of {name}: {wrong}"));
         }
     }
-}
-
-fn head_of(sealed: &Sealed, keys: &BTreeMap<Stream, [u8; 32]>) -> Head {
-    let public_key = keys.get(&sealed.id().stream).copied().unwrap_or_default();
-    Head { seq: sealed.id().seq, hash: sealed.hash(), time: sealed.entry().time, public_key }
 }

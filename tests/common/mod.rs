@@ -149,8 +149,9 @@ pub fn heads_of(entries: &[Arc<Sealed>]) -> BTreeMap<Stream, Head> {
     for sealed in entries {
         let id = sealed.id();
         let public_key = signing_key(id.stream.origin.as_str()).verifying_key().to_bytes();
-        let head = Head { seq: id.seq, hash: sealed.hash(), time: sealed.entry().time, public_key };
-        heads.insert(id.stream.clone(), head);
+        let before: Option<Head> = heads.get(&id.stream).cloned();
+        let certificate = sealed.entry().certificate.clone().or(before.and_then(|head| head.certificate));
+        heads.insert(id.stream.clone(), Head { public_key, certificate, ..Head::after(None, sealed) });
     }
     heads
 }

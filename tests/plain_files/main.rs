@@ -382,7 +382,7 @@ fn an_unreadable_file_is_kept_aside_with_an_alarm() {
         .output();
     match output {
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout)),
-        Err(error) => eprintln!("SKIPPED: setpriv: {error}, so unreadable files were NOT tested"),
+        Err(error) => eprintln!("**** SKIPPED: setpriv: {error}, so unreadable files were NOT tested"),
     }
 }
 
@@ -467,7 +467,7 @@ fn a_full_and_an_unmounted_folder() {
         mount.status().is_ok_and(|status| status.success())
     };
     if !mount("size=64k") {
-        eprintln!("SKIPPED: no file system can be mounted here, so full and unmounted folders were NOT tested");
+        eprintln!("**** SKIPPED: no file system can be mounted here, so full and unmounted folders were NOT tested");
         return;
     }
     let mut rig = Rig::at(temporary, directory.clone(), "Notes", &["a, 1"]);
@@ -489,7 +489,7 @@ fn more_events_than_the_kernel_keeps() {
     let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     let limit: usize = limit.trim().parse().unwrap();
     if limit > 100_000 {
-        eprintln!("SKIPPED: the queue of events is too long here ({limit}) to be overrun");
+        eprintln!("**** SKIPPED: the queue of events is too long here ({limit}) to be overrun");
         return;
     }
     // The daemon takes nothing, so the thread stands still once the channel is full.

@@ -297,7 +297,7 @@ pub fn has(program: &str) -> bool {
     let found = Command::new("sh").arg("-c").arg(format!("command -v {program}")).stdout(Stdio::null()).status();
     let found = found.is_ok_and(|status| status.success());
     if !found {
-        eprintln!("SKIPPED: {program} is not installed, so it was NOT tested against the plain files");
+        eprintln!("**** SKIPPED: {program} is not installed, so it was NOT tested against the plain files");
     }
     found
 }

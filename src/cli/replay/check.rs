@@ -56,6 +56,9 @@ pub fn check(paths: &[PathBuf], directory: PathBuf, only: Option<&FileName>, ses
         attempt += 1;
         std::thread::sleep(std::time::Duration::from_millis(200));
     };
+    if let Some(only) = only.filter(|_| files == 0 && found.is_empty()) {
+        return Err(Failure::input(format!("neither the log nor the view has a file {only}"), "see p2pdb files list"));
+    }
     let in_checkpoint = check_checkpoints(&paths, only)?;
     let equal = found.is_empty() && in_checkpoint.as_ref().is_none_or(Vec::is_empty);
     let output = &mut session.output;
