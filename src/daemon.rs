@@ -394,9 +394,7 @@ impl Daemon {
             MeshEvent::Refused { peer, address, reason } => {
                 debug!(?peer, %address, reason, "connection refused");
                 if reason == WE_ARE_REVOKED && self.world.mesh.links().is_empty() {
-                    let text = "this server has been removed from the group: the others refuse its certificate; \
-                                stop the daemon, or join anew in another directory";
-                    self.raise_alarm(REMOVED_ALARM.into(), text.into());
+                    self.raise_removed("the others refuse its certificate");
                 }
                 if let Some(peer) = peer {
                     self.links.entry(peer).or_default().refused(&reason);

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::requests::deletions;
-use super::{Daemon, DaemonError, OWN_TRANSACTION_MS};
+use super::{Daemon, DaemonError, OWN_TRANSACTION_MS, REMOVED_ALARM};
 use crate::core::diff::Change;
 use crate::core::id::{ClusterId, FileName, ServerName};
 use crate::core::io::{Edit, Input, Message, Transaction, Wait};
@@ -138,9 +138,13 @@ impl Daemon {
                 members.insert(name, address);
             }
         }
+        // Its own removal may reach a server before the others break off.
+        let is_removed = !files.seen().is_empty()
+            && !members.contains_key(&self.config.name)
+            && self.node.lifecycle() >= Lifecycle::Ready;
         if files.seen().is_empty() {
             members.extend(self.config.peers.clone());
-        } else if !members.contains_key(&self.config.name) && self.node.lifecycle() >= Lifecycle::Ready {
+        } else if is_removed {
             members.clear();
         }
         let revoked = files
@@ -148,6 +152,17 @@ impl Daemon {
             .filter_map(|record| Some((ServerName::new(record.field(0)).ok()?, record.field(1).parse().ok()?)));
         self.world.mesh.set_revoked(revoked.collect());
         self.world.mesh.set_members(members);
+        if is_removed {
+            self.raise_removed("the file Server does not name it any more");
+        }
+    }
+
+    /// From now on no edit is taken here, for nobody would get it.
+    pub(super) fn raise_removed(&mut self, why: &str) {
+        let text = format!(
+            "this server has been removed from the group: {why}; stop the daemon, or join anew in another directory"
+        );
+        self.raise_alarm(REMOVED_ALARM.into(), text);
     }
 
     pub(super) fn admit(&mut self, command: AdmitCommand) {
