@@ -24,6 +24,7 @@ use crate::core::plain::{Action, Obstacle, PlainFile, Save, TextId, is_shown_nam
 use crate::core::priority::Class;
 use crate::core::schema::{Schema, file};
 use crate::core::text::{ShownFile, TEXT_BYTES_MAX};
+use crate::edge::clock::thread_cpu_time;
 
 use super::folder::{self, Attributes, Folder, Held, Identity, Replaced};
 use super::{Order, PlainEvent, SaveId, Shared};
@@ -39,8 +40,8 @@ const ORPHANS_MAX: usize = 256;
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How often it is checked that the path still leads to the folder; a mount over it makes no event.
 const FOLDER_CHECK_EVERY: Duration = Duration::from_secs(5);
-/// Making texts may take one part in so many of the time: a text costs time in proportion to its file.
-const SHOW_COST_FACTOR: u32 = 50;
+/// Making texts may take one part in so many of a processor: a text costs time in proportion to its file.
+const SHOW_COST_FACTOR: u32 = 20;
 const EVENTS_BYTES: usize = 64 * 1024;
 const FOLDER_ALARM: &str = "plain-file folder";
 
@@ -429,7 +430,7 @@ impl Worker {
         if self.unshown.is_empty() || began < self.show_at {
             return;
         }
-        let now_ms = self.now_ms();
+        let (now_ms, cost_before) = (self.now_ms(), thread_cpu_time());
         for (name, shown) in std::mem::take(&mut self.unshown) {
             let schema = self.schema(&name);
             let held = self.files.entry(name.clone()).or_insert_with(|| Watched::new(name.clone(), None));
@@ -440,7 +441,7 @@ impl Worker {
                 self.set_schemas();
             }
         }
-        self.show_at = began + began.elapsed() * SHOW_COST_FACTOR;
+        self.show_at = began + (thread_cpu_time() - cost_before) * SHOW_COST_FACTOR;
     }
 
     fn carry_out(&mut self, order: Order) {
