@@ -5,8 +5,10 @@
 //! disks block. What has to do with neither entries nor files (bundles, checkpoints in transit, certificates, joining) is
 //! kept by the modules below and never changes a file but by a transaction.
 
+mod condition;
 mod control;
 mod membership;
+mod originals;
 mod requests;
 mod stages;
 mod start;
@@ -75,6 +77,10 @@ pub enum DaemonError {
     #[error(transparent)]
     Bundle(#[from] crate::edge::bundles::BundleError),
     #[error(transparent)]
+    Originals(#[from] crate::edge::guests::OriginalsError),
+    #[error("originals.driver is \"libvirt\" in p2pdb.toml, and this version has no such driver; write \"process\"")]
+    Driver,
+    #[error(transparent)]
     View(#[from] ViewError),
     #[error(
         "{certificate} is for the server '{found}', and p2pdb.toml says name = '{wanted}'; one of the two is in the wrong directory"
@@ -115,6 +121,8 @@ pub struct Daemon {
     /// Checkpoints on their way to peers.
     checkpoints_out: BTreeMap<ServerName, tokio::task::JoinHandle<()>>,
     plain: PlainFiles,
+    hosted: originals::Hosted,
+    gauge: Option<condition::Gauge>,
     /// Files whose plain text is out of date, and when it may be made again.
     stale: BTreeSet<FileName>,
     next_show_us: u64,
@@ -140,7 +148,7 @@ pub struct Daemon {
 /// Whatever keeps it from starting, and the loss of the log; nothing has been changed on disk in the first case.
 pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError> {
     let (command_sender, mut commands) = mpsc::channel(1024);
-    let start::Started { mut daemon, mut completions, mut mesh_events, mut plain_events } =
+    let start::Started { mut daemon, mut completions, mut mesh_events, mut plain_events, mut guest_reports } =
         start::start(config, command_sender.clone()).await?;
     let socket = ControlSocket::bind(&daemon.config.directory, &daemon.config.control)?;
     let control = tokio::spawn(socket.serve(ControlHandler::new(command_sender)));
@@ -163,6 +171,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
             _ = ticks.tick() => daemon.tick(),
             Some(command) = commands.recv() => daemon.command(command),
             Some(event) = plain_events.recv() => daemon.plain_event(event),
+            Some(report) = guest_reports.recv() => daemon.guest_report(report),
             Some(event) = mesh_events.recv(), if daemon.node.takes_entries() => daemon.mesh_event(event),
             // Who is ready goes into the same commit: one signature and one sync for all.
             () = tokio::task::yield_now(), if daemon.node.wants_commit() => daemon.commit(),
@@ -253,6 +262,8 @@ impl Daemon {
         self.sweep_tokens();
         self.renew_in_time();
         self.continue_rotation();
+        self.keep_original_rows();
+        self.sample_load();
         self.watchers.retain(|(_, changes)| !changes.is_closed());
     }
 

@@ -16,6 +16,7 @@ mod init;
 mod join;
 mod log;
 mod manual;
+mod original;
 mod output;
 mod paper;
 mod procedure;
@@ -108,6 +109,9 @@ enum Command {
     /// Installation procedures: what makes an original server play a certain server
     #[command(subcommand)]
     Procedure(procedure::ProcedureCommand),
+    /// The original servers that hosts keep ready to stand in for a failed one
+    #[command(subcommand)]
+    Original(original::OriginalCommand),
     /// Take a server out of the cluster and revoke its certificates
     Remove(remove::RemoveArgs),
     /// Print the operation log, also of a running daemon
@@ -164,6 +168,7 @@ impl Command {
             Command::Files(command) => files::run(command, session),
             Command::Bundle(command) => bundle::run(command, session),
             Command::Procedure(command) => procedure::run(command, session),
+            Command::Original(command) => original::run(command, session),
             Command::Remove(args) => remove::run(args, session),
             Command::Dump(args) => dump::run(args, session),
             Command::Replay(args) => replay::run(args, session),

@@ -1,16 +1,22 @@
 //! `p2pdb procedure`: the installation procedures, which all members share as bundles named `procedure.SERVER`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Subcommand;
 
 use super::bundle::{all, fetch, send};
 use super::error::{Answer, Failure, Outcome};
-use super::output::{human_bytes, printable};
+use super::original::call_patiently;
+use super::output::{Style, human_bytes, printable};
 use super::{DirectoryArgs, Session, server_name};
 use crate::core::id::ServerName;
 use crate::core::service::PROCEDURE_PREFIX;
-use crate::edge::procedure::{MANIFEST, Procedure, ProcedureError};
+use crate::edge::control::{ProcedureTest, Request, Response};
+use crate::edge::procedure::{DEADLINE_S_MAX, MANIFEST, Procedure, ProcedureError};
+
+/// Beyond the deadline of a procedure: resuming the original and putting it back.
+const TEST_MARGIN_S: u64 = 60;
 
 #[derive(Debug, Subcommand)]
 pub enum ProcedureCommand {
@@ -36,6 +42,13 @@ pub enum ProcedureCommand {
         #[command(flatten)]
         directory: DirectoryArgs,
     },
+    /// Run a server's procedure in an original server of this host, without the address, and put it back
+    Test {
+        #[arg(value_parser = server_name)]
+        server: ServerName,
+        #[command(flatten)]
+        directory: DirectoryArgs,
+    },
 }
 
 pub fn run(command: ProcedureCommand, session: &mut Session) -> Outcome {
@@ -43,6 +56,7 @@ pub fn run(command: ProcedureCommand, session: &mut Session) -> Outcome {
         ProcedureCommand::Put { folder, server, directory } => put(&folder, server, &directory, session),
         ProcedureCommand::List { directory } => list(&directory, session),
         ProcedureCommand::Show { server, directory } => show(&server, &directory, session),
+        ProcedureCommand::Test { server, directory } => test(server, &directory, session),
     }
 }
 
@@ -106,6 +120,29 @@ fn show(server: &ServerName, directory: &DirectoryArgs, session: &mut Session) -
     let rows = files.map(|(name, content)| vec![printable(name), human_bytes(content.len() as u64)]).collect();
     session.output.table(&["FILE", "SIZE"], &[1], rows)?;
     Ok(Answer::Yes)
+}
+
+fn test(server: ServerName, directory: &DirectoryArgs, session: &mut Session) -> Outcome {
+    let patience = Duration::from_secs(DEADLINE_S_MAX + TEST_MARGIN_S);
+    let tested = match call_patiently(directory, &Request::ProcedureTest { server }, patience)? {
+        Response::ProcedureTested(tested) => tested,
+        other => return Err(Failure::of_response(other)),
+    };
+    let answer = if tested.failure.is_none() { Answer::Yes } else { Answer::No };
+    if session.output.is_json() {
+        session.output.json(&tested)?;
+        return Ok(answer);
+    }
+    let ProcedureTest { server, original, output, failure } = tested;
+    let line = match failure {
+        None => session.output.paint(Style::Good, format_args!("{original} can play {server}")),
+        Some(why) => session.output.paint(Style::Bad, format_args!("{original}: {}", printable(&why))),
+    };
+    session.output.line(line)?;
+    if !output.is_empty() {
+        session.output.line(printable(&output))?;
+    }
+    Ok(answer)
 }
 
 impl From<ProcedureError> for Failure {

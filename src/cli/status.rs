@@ -126,12 +126,14 @@ fn members(members: &[MemberStatus], age: &dyn Fn(u64) -> String, output: &mut O
             round_trip.unwrap_or_else(|| "-".into()),
             member.lag_entries.to_string(),
             member.clock_offset_ms.map_or_else(|| "-".into(), |ms| format!("{ms:+}")),
+            load(member),
             human_bytes(member.bytes_sent),
             human_bytes(member.bytes_received),
         ]
     });
-    let headings = ["MEMBER", "ORDER", "ADDRESS", "LINK", "LIFE", "TRIP ms", "LAG", "CLOCK ms", "SENT", "RECEIVED"];
-    output.table(&headings, &[1, 5, 6, 7, 8, 9], rows.collect())?;
+    let headings =
+        ["MEMBER", "ORDER", "ADDRESS", "LINK", "LIFE", "TRIP ms", "LAG", "CLOCK ms", "LOAD %", "SENT", "RECEIVED"];
+    output.table(&headings, &[1, 5, 6, 7, 8, 9, 10], rows.collect())?;
     for member in members {
         if let Some(refusal) = &member.last_refusal {
             let text = format!("  {}: {}", member.name, printable(refusal));
@@ -139,6 +141,13 @@ fn members(members: &[MemberStatus], age: &dyn Fn(u64) -> String, output: &mut O
         }
     }
     Ok(())
+}
+
+/// Processors, memory and network, and the stand-ins behind it.
+fn load(member: &MemberStatus) -> String {
+    let Some(load) = member.load else { return "-".into() };
+    let stand_ins = if load.stand_ins == 0 { String::new() } else { format!(" +{}", load.stand_ins) };
+    format!("{:.0}/{:.0}/{:.0}{stand_ins}", 100.0 * load.cpu, 100.0 * load.memory, 100.0 * load.network)
 }
 
 fn queue_row(name: &str, class: ClassStatus) -> Vec<String> {

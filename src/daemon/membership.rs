@@ -264,7 +264,7 @@ impl Daemon {
         Ok(Transaction { class: Class::Management, author, reason, edits })
     }
 
-    fn submit_management(
+    pub(super) fn submit_management(
         &mut self,
         reason: &str,
         edits: Vec<Edit>,

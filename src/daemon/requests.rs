@@ -51,6 +51,10 @@ impl Daemon {
                 self.stopping = true;
                 Response::Stopping
             }
+            Request::Originals => self.originals_view(),
+            Request::OriginalsPrepare => return self.prepare_originals(reply),
+            Request::OriginalsCheck => return self.check_originals(reply),
+            Request::ProcedureTest { server } => return self.test_procedure(server, reply),
             Request::FileRead { .. } | Request::Conflicts { .. } | Request::Watch { .. } => {
                 Response::failed("this is answered by a stream", "")
             }

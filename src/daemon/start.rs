@@ -10,10 +10,13 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::condition::Gauge;
 use super::membership::next_run;
+use super::originals::Hosted;
 use super::requests::TOKENS_FOLDER;
 use super::world::World;
 use super::{Command, Daemon, DaemonError, SHOWN_RECORDS_MAX};
+use crate::core::guest::GuestReport;
 use crate::core::id::{FileName, ServerName};
 use crate::core::io::Input;
 use crate::core::merge::{File, Files, Touched};
@@ -50,6 +53,7 @@ pub(super) struct Started {
     pub completions: mpsc::UnboundedReceiver<Result<Input, String>>,
     pub mesh_events: mpsc::Receiver<MeshEvent>,
     pub plain_events: mpsc::Receiver<PlainEvent>,
+    pub guest_reports: mpsc::UnboundedReceiver<GuestReport>,
 }
 
 /// The cluster CA as the core asks it.
@@ -101,6 +105,8 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
     let current = node.files().iter().filter(|(_, held)| held.len() <= SHOWN_RECORDS_MAX).map(shown).collect();
     let plain = PlainFiles::start(&config.files, current, plain_sender)
         .map_err(|source| DaemonError::Io { path: config.files.clone(), source })?;
+    let (report_sender, guest_reports) = mpsc::unbounded_channel();
+    let hosted = Hosted::start(&config, &bundles, clock, report_sender)?;
     let world = World {
         me: config.name.clone(),
         journal,
@@ -128,6 +134,8 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         checkpoints: CheckpointCollector::default(),
         checkpoints_out: BTreeMap::new(),
         plain,
+        hosted,
+        gauge: Gauge::start(&config),
         stale: BTreeSet::new(),
         next_show_us: 0,
         watchers: Vec::new(),
@@ -145,7 +153,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         config,
         _lock: lock,
     };
-    Ok(Started { daemon, completions, mesh_events, plain_events })
+    Ok(Started { daemon, completions, mesh_events, plain_events, guest_reports })
 }
 
 struct Stored {

@@ -6,12 +6,13 @@ use std::time::UNIX_EPOCH;
 
 use super::Daemon;
 use crate::core::id::ServerName;
+use crate::core::load::Condition;
 use crate::core::priority::Class;
 use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::edge::clock::monotonic_ns;
 use crate::edge::control::{
-    Alarm, DiskStatus, FileSummary, LinkState, LogStatus, MemberStatus, ProcessStatus, QueueStatus, Status,
+    Alarm, DiskStatus, FileSummary, LinkState, LoadStatus, LogStatus, MemberStatus, ProcessStatus, QueueStatus, Status,
     VectorStatus,
 };
 use crate::edge::quic::LinkInfo;
@@ -73,6 +74,16 @@ fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * PAGE_BYTES)
+}
+
+fn load(row: &Condition) -> LoadStatus {
+    let share = |thousandths: u32| f64::from(thousandths) / 1000.0;
+    LoadStatus {
+        cpu: share(row.shares.cpu),
+        memory: share(row.shares.memory),
+        network: share(row.shares.network),
+        stand_ins: row.stand_ins,
+    }
 }
 
 /// Number and bytes of the archives.
@@ -175,6 +186,7 @@ impl Daemon {
                 peer.and_then(|peer| peer.beat.as_ref()).map(|beat| beat.lifecycle)
             },
             clock_offset_ms: peer.and_then(|peer| peer.clock_offset_ms),
+            load: Condition::of(self.node.files(), &name).map(|row| load(&row)),
             last_refusal: history.and_then(|history| history.last_refusal.clone()),
             name,
         })

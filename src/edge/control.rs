@@ -27,11 +27,12 @@ pub use client::{Client, ClientError};
 pub use peer::{Peer, Role};
 pub use protocol::{
     Bundle, BundlePart, CertificateView, Conflict, ConflictLeaf, Edited, FileChange, FileEdit, FilePart, FileSnapshot,
-    FileSummary, Keep, KeyedRegister, Reply, Request, Resolve, Response, Token,
+    FileSummary, Keep, KeyedRegister, OriginalCheck, OriginalView, ProcedureTest, Reply, Request, Resolve, Response,
+    Token,
 };
 pub use server::{ControlSocket, Handler, Responses};
 pub use status::{
-    Alarm, DiskStatus, LinkState, LogStatus, MemberStatus, ProcessStatus, QueueStatus, Status, VectorStatus,
+    Alarm, DiskStatus, LinkState, LoadStatus, LogStatus, MemberStatus, ProcessStatus, QueueStatus, Status, VectorStatus,
 };
 
 /// The version of the protocol.

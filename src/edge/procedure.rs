@@ -25,7 +25,7 @@ pub const BYTES_MAX: u64 = 15 << 20;
 pub const FILES_MAX: usize = 512;
 /// Longest name of a file, with its folders.
 pub const PATH_BYTES_MAX: usize = 100;
-const DEADLINE_S_MAX: u64 = 600;
+pub const DEADLINE_S_MAX: u64 = 600;
 
 #[derive(Debug, Error)]
 pub enum ProcedureError {

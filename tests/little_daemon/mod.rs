@@ -158,6 +158,7 @@ impl LittleHandler {
             lifecycle: None,
             clock_offset_ms: Some(-12),
             last_refusal: None,
+            load: None,
         };
         Status {
             name: ServerName::new("S1").unwrap(),

@@ -52,6 +52,14 @@ pub enum Request {
     /// What becomes readable here from now on, until the client goes; no files: all of them. Answered by `Response::Watching`,
     /// then by `Response::Change`, each with `more`.
     Watch { files: Vec<FileName> },
+    /// The original servers of all hosts. Answered by `Response::Originals`.
+    Originals,
+    /// Makes those of this host anew that are broken and free. Answered by `Response::Originals`.
+    OriginalsPrepare,
+    /// Tries every original of this host that is suspended. Answered by `Response::OriginalsChecked`.
+    OriginalsCheck,
+    /// Runs a server's procedure in an original of this host, without the address. Answered by `Response::ProcedureTested`.
+    ProcedureTest { server: ServerName },
 }
 
 impl Request {
@@ -65,14 +73,18 @@ impl Request {
             | Request::BundleGet { .. }
             | Request::BundleList
             | Request::CertificateShow
-            | Request::Watch { .. } => false,
+            | Request::Watch { .. }
+            | Request::Originals => false,
             Request::FileEdit(_)
             | Request::Resolve(_)
             | Request::BundlePut(_)
             | Request::Token { .. }
             | Request::MemberRemove { .. }
             | Request::CertificateRotate
-            | Request::Shutdown => true,
+            | Request::Shutdown
+            | Request::OriginalsPrepare
+            | Request::OriginalsCheck
+            | Request::ProcedureTest { .. } => true,
         }
     }
 
@@ -102,6 +114,10 @@ impl Request {
             Request::CertificateShow => "show the certificate".into(),
             Request::Shutdown => "stop the daemon".into(),
             Request::Watch { .. } => "watch the files".into(),
+            Request::Originals => "list the original servers".into(),
+            Request::OriginalsPrepare => "prepare the original servers".into(),
+            Request::OriginalsCheck => "check the original servers".into(),
+            Request::ProcedureTest { server } => format!("test the procedure of {server}"),
         }
     }
 }
@@ -211,6 +227,9 @@ pub enum Response {
         what: String,
         hint: String,
     },
+    Originals(Vec<OriginalView>),
+    OriginalsChecked(Vec<OriginalCheck>),
+    ProcedureTested(ProcedureTest),
 }
 
 impl Response {
@@ -448,6 +467,34 @@ pub struct CertificateView {
     pub serial: String,
     #[serde(with = "as_text")]
     pub fingerprint: Digest,
+}
+
+/// An original server: one of this host as it is, one of another host as the file `Original` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginalView {
+    pub host: String,
+    pub original: String,
+    pub state: String,
+    /// Whom it plays, where that is known.
+    pub target: Option<ServerName>,
+    pub note: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginalCheck {
+    pub original: String,
+    /// `None`: it resumed, answered and was put back.
+    pub failure: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcedureTest {
+    pub server: ServerName,
+    pub original: String,
+    /// The end of what the procedure printed.
+    pub output: String,
+    /// `None`: it is installed and its checks succeeded.
+    pub failure: Option<String>,
 }
 
 /// Something that has become readable on this server.

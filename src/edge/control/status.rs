@@ -56,6 +56,19 @@ pub struct MemberStatus {
     pub clock_offset_ms: Option<i64>,
     /// Why its last connection was refused or broken.
     pub last_refusal: Option<String>,
+    /// How busy it is, as the file `Condition` says.
+    #[serde(default)]
+    pub load: Option<LoadStatus>,
+}
+
+/// What is in use of a machine, each from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LoadStatus {
+    pub cpu: f64,
+    pub memory: f64,
+    pub network: f64,
+    /// Stand-ins that it runs.
+    pub stand_ins: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -107,11 +107,16 @@ impl Hypervisor for Originals {
     }
 }
 
+/// The name of the original with this number, from 1.
+pub fn original_name(number: usize) -> String {
+    format!("original-{number}")
+}
+
 /// The wanted originals, and those of which there are remains.
 fn names(folder: &Path, count: usize) -> Result<Vec<(String, bool)>, OriginalsError> {
     let failed = |source| OriginalsError::Io { path: folder.to_path_buf(), source };
     private_folder(folder).map_err(failed)?;
-    let mut names: Vec<_> = (1..=count).map(|number| (format!("original-{number}"), true)).collect();
+    let mut names: Vec<_> = (1..=count).map(|number| (original_name(number), true)).collect();
     for item in fs::read_dir(folder).map_err(failed)? {
         let name = item.map_err(failed)?.file_name().to_string_lossy().into_owned();
         if name.starts_with("original-") && !names.iter().any(|(held, _)| *held == name) {
