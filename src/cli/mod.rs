@@ -7,6 +7,7 @@ mod bench;
 mod bundle;
 mod cert;
 mod daemon;
+mod doctor;
 mod dump;
 mod edits;
 mod error;
@@ -100,6 +101,8 @@ enum Command {
     Daemon(daemon::DaemonArgs),
     /// Show how this server and its cluster are
     Status(status::StatusArgs),
+    /// Say what is wrong with this machine and its group, and what to do; exit code 1 if something is
+    Doctor(doctor::DoctorArgs),
     /// Read and change the management files
     #[command(subcommand)]
     Files(files::FilesCommand),
@@ -165,6 +168,7 @@ impl Command {
             Command::Cert(command) => cert::run(command, session),
             Command::Daemon(args) => daemon::run(args),
             Command::Status(args) => status::run(args, session),
+            Command::Doctor(args) => doctor::run(args, session),
             Command::Files(command) => files::run(command, session),
             Command::Bundle(command) => bundle::run(command, session),
             Command::Procedure(command) => procedure::run(command, session),

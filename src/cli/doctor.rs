@@ -1,0 +1,272 @@
+//! `p2pdb doctor`: what is wrong with this machine and its group, and what to do about it.
+//!
+//! What this machine says is looked at first, so that it helps also when the daemon does not start. The daemon's own alarms,
+//! and what the management files say, come from the daemon.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Command;
+
+use clap::Args;
+use inotify::{Inotify, WatchMask};
+use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
+use serde::Serialize;
+
+use super::error::{Answer, Failure, Outcome};
+use super::files::fetch;
+use super::output::{Style, human_bytes, printable};
+use super::{DirectoryArgs, Session};
+use crate::core::check::{Check, Preset};
+use crate::core::id::{FileName, ServerName};
+use crate::core::lifecycle::Lifecycle;
+use crate::core::merge::Files;
+use crate::core::placement::READY;
+use crate::core::schema::file;
+use crate::core::service::{Service, procedure_of};
+use crate::edge::config::{Config, Driver};
+use crate::edge::control::{LinkState, Request, Response, Status};
+
+/// Less room than this beside the next two segments of the log is told.
+const ROOM_BYTES: u64 = 256 << 20;
+/// A clock that is further off than this from another member's is told, long before edits are refused.
+const CLOCK_OFFSET_MS_MAX: i64 = 500;
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    directory: DirectoryArgs,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Finding {
+    /// What was looked at.
+    about: &'static str,
+    good: bool,
+    text: String,
+    /// What to do; empty if there is nothing to do.
+    remedy: String,
+}
+
+/// What was looked at so far.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn good(&mut self, about: &'static str, text: impl Display) {
+        self.0.push(Finding { about, good: true, text: text.to_string(), remedy: String::new() });
+    }
+
+    fn wrong(&mut self, about: &'static str, text: impl Display, remedy: impl Display) {
+        self.0.push(Finding { about, good: false, text: text.to_string(), remedy: remedy.to_string() });
+    }
+
+    /// Says that nothing is wrong with `about`, if that is so.
+    fn conclude(&mut self, about: &'static str, text: impl Display) {
+        if self.0.iter().all(|finding| finding.about != about) {
+            self.good(about, text);
+        }
+    }
+}
+
+pub fn run(args: DoctorArgs, session: &mut Session) -> Outcome {
+    let mut findings = Findings::default();
+    match Config::load(&args.directory.directory) {
+        Ok(config) => {
+            findings.good("settings", "p2pdb.toml can be used");
+            machine(&config, &mut findings);
+        }
+        Err(error) => findings.wrong("settings", error, "correct it and start the daemon again"),
+    }
+    match group(&args.directory) {
+        Ok((status, files)) => {
+            judge_status(&status, &mut findings);
+            judge_files(&files, &mut findings);
+        }
+        Err(failure) => {
+            let (what, hint) = failure.report().map(|report| (report.what, report.hint)).unwrap_or_default();
+            findings.wrong("daemon", what, hint);
+        }
+    }
+    show(&findings.0, session)
+}
+
+fn show(findings: &[Finding], session: &mut Session) -> Outcome {
+    for finding in findings {
+        if session.output.is_json() {
+            session.output.json(finding)?;
+            continue;
+        }
+        let (style, word) = if finding.good { (Style::Good, "good ") } else { (Style::Bad, "WRONG") };
+        let word = session.output.paint(style, word);
+        session.output.line(format_args!("{word}  {}: {}", finding.about, printable(&finding.text)))?;
+        if !finding.remedy.is_empty() {
+            session.output.line(format_args!("       {}", printable(&finding.remedy)))?;
+        }
+    }
+    let good = findings.iter().all(|finding| finding.good);
+    Ok(if good { Answer::Yes } else { Answer::No })
+}
+
+// ---- this machine ----
+
+fn machine(config: &Config, findings: &mut Findings) {
+    match rustix::fs::statvfs(&config.directory) {
+        Ok(stat) => {
+            let free_bytes = stat.f_bavail * stat.f_frsize;
+            let text = format!("{} free where the log is kept", human_bytes(free_bytes));
+            match free_bytes < 2 * config.log.segment_mib * 1024 * 1024 + ROOM_BYTES {
+                true => findings.wrong("disk", text, "make room; edits are refused while the disk is full"),
+                false => findings.good("disk", text),
+            }
+        }
+        Err(error) => findings.wrong("disk", format!("{}: {error}", config.directory.display()), "is it mounted?"),
+    }
+    match can_watch(&config.files) {
+        Ok(()) => findings.good("plain files", "the folder can be watched"),
+        Err(error) => {
+            let remedy = "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches with sysctl, \
+                          and see that the folder is there";
+            findings.wrong("plain files", format!("{}: {error}", config.files.display()), remedy);
+        }
+    }
+    if config.originals.driver == Driver::Libvirt {
+        let text = "originals.driver is \"libvirt\", which this version does not have";
+        findings.wrong("service network", text, "write \"process\" in p2pdb.toml");
+    }
+    let Some(interface) = config.service.interface() else {
+        return findings
+            .good("service network", "none is set: this host holds no service address and no original servers");
+    };
+    if !has_interface(&interface) {
+        let text = format!("there is no interface '{interface}'");
+        findings.wrong("service network", text, "make it, or correct service.interface in p2pdb.toml");
+    }
+    if !Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success()) {
+        findings.wrong("service network", "the program 'ip' does not run", "install iproute2");
+    }
+    findings.conclude("service network", format_args!("'{interface}' is there"));
+}
+
+fn can_watch(folder: &Path) -> std::io::Result<()> {
+    Inotify::init()?.watches().add(folder, WatchMask::MOVED_TO).map(drop)
+}
+
+fn has_interface(name: &str) -> bool {
+    socket(AddressFamily::INET, SocketType::DGRAM, None).is_ok_and(|socket| name_to_index(socket, name).is_ok())
+}
+
+// ---- the group ----
+
+fn group(directory: &DirectoryArgs) -> Result<(Status, GroupFiles), Failure> {
+    let status = match directory.call(&Request::Status)? {
+        Response::Status(status) => *status,
+        other => return Err(Failure::of_response(other)),
+    };
+    let get = |name: &str| {
+        let name = FileName::new(name).expect("built-in file names are well formed");
+        Ok::<_, Failure>(fetch(directory, &name)?.files)
+    };
+    let files = GroupFiles {
+        services: get(file::SERVICE)?,
+        checks: get(file::CHECK)?,
+        bundles: get(file::BUNDLE)?,
+        originals: get(file::ORIGINAL)?,
+    };
+    Ok((status, files))
+}
+
+/// The management files that are looked at.
+struct GroupFiles {
+    services: Files,
+    checks: Files,
+    bundles: Files,
+    originals: Files,
+}
+
+fn judge_status(status: &Status, findings: &mut Findings) {
+    for alarm in &status.alarms {
+        findings.wrong("daemon", format_args!("alarm {}: {}", alarm.name, alarm.text), "see p2pdb status");
+    }
+    if status.lifecycle < Lifecycle::Operating {
+        let text = format!("{} is {}, not operating", status.name, status.lifecycle);
+        findings.wrong(
+            "daemon",
+            text,
+            "it waits for another member, for the files, or for its record in the file Flag",
+        );
+    }
+    findings.conclude("daemon", format_args!("{} operates", status.name));
+    for member in &status.members {
+        if member.link == LinkState::Down {
+            let why = member.last_refusal.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            let remedy = format!("is its daemon running, and can {} be reached by UDP?", member.address);
+            findings.wrong("links", format_args!("{} is not linked{why}", member.name), remedy);
+        }
+        if let Some(offset_ms) = member.clock_offset_ms.filter(|offset| offset.abs() > CLOCK_OFFSET_MS_MAX) {
+            let text = format!("the clock of {} is {offset_ms:+} ms off from this server's", member.name);
+            findings.wrong("clocks", text, "let chrony or systemd-timesyncd keep the clocks of all servers");
+        }
+    }
+    let (members, linked) = (status.members.len(), status.members.iter().filter(|m| m.link != LinkState::Down).count());
+    if 2 * linked <= members && members > 1 {
+        let text = format!("{linked} of {members} members are here: no majority");
+        findings.wrong(
+            "links",
+            text,
+            "edits are taken, but not acknowledged by a majority, until more members are back",
+        );
+    }
+    findings.conclude("links", format_args!("all {members} members are here"));
+    findings.conclude("clocks", format_args!("within {CLOCK_OFFSET_MS_MAX} ms of each other"));
+}
+
+fn judge_files(files: &GroupFiles, findings: &mut Findings) {
+    let servers: BTreeSet<ServerName> =
+        files.services.records_of(file::SERVICE).filter_map(|record| ServerName::new(record.field(0)).ok()).collect();
+    let mut holders: BTreeMap<IpAddr, Vec<&ServerName>> = BTreeMap::new();
+    for server in &servers {
+        if let Some(service) = Service::of(&files.services, server) {
+            holders.entry(service.address.ip).or_default().push(server);
+        }
+        if procedure_of(&files.bundles, server).is_none() {
+            let text = format!("{server} has a service and no installation procedure, so nobody can stand in for it");
+            findings.wrong("services", text, format_args!("p2pdb procedure put FOLDER --server {server}"));
+        }
+    }
+    for (address, servers) in holders.iter().filter(|(_, servers)| servers.len() > 1) {
+        let names = servers.iter().map(|server| server.as_str()).collect::<Vec<_>>().join(" and ");
+        let text = format!("{names} have the same service address {address}");
+        findings.wrong("services", text, "give each its own with p2pdb files mod Service");
+    }
+    for record in files.checks.records_of(file::CHECK) {
+        if let Err(error) = Check::parse(record, Preset::Fast) {
+            let text = error.to_string();
+            let (what, remedy) = text.split_once("; ").unwrap_or((&text, ""));
+            findings.wrong("services", what, remedy);
+        }
+    }
+    findings.conclude("services", format_args!("{} with addresses and procedures", servers.len()));
+    let mut ready = 0;
+    for record in files.originals.records_of(file::ORIGINAL) {
+        match record.field(2) {
+            READY => ready += 1,
+            "broken" => {
+                let text = format!("{} of {} is broken: {}", record.field(1), record.field(0), record.field(3));
+                findings.wrong(
+                    "original servers",
+                    text,
+                    format_args!("on {}: p2pdb original prepare", record.field(0)),
+                );
+            }
+            _ => {}
+        }
+    }
+    if ready == 0 && !servers.is_empty() {
+        let text = "no host has one that is ready, so no failed server can be recovered";
+        findings.wrong("original servers", text, "set service.interface in p2pdb.toml of the hosts");
+    }
+    findings.conclude("original servers", format_args!("{ready} are ready"));
+}
