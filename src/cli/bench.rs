@@ -127,7 +127,7 @@ impl<'a> EditBench<'a> {
         Ok(Self {
             args,
             client: args.directory.connect()?,
-            tag: format!("{:x}", wall_clock_ms()),
+            tag: format!("{:x}-{:x}", wall_clock_ms(), std::process::id()),
             filler: "x".repeat(usize::try_from(args.bytes).unwrap_or(0)),
             started: 0,
             under_way: HashMap::new(),
