@@ -74,7 +74,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _log_bytes(bench: Bench) -> int:
-    return sum(path.stat().st_size for path in bench.work.rglob("*Diff*") if path.is_file())
+    return sum(path.stat().st_size for path in bench.work.rglob("Diff.dat/*") if path.is_file())
 
 
 def _write(bench: Bench, rows: list[dict[str, float]]) -> None:
