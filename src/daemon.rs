@@ -57,7 +57,7 @@ const REMOVED_ALARM: &str = "removed";
 /// Records beyond which a file has no plain text.
 const SHOWN_RECORDS_MAX: usize = 100_000;
 /// Least time between two states of the plain-file view: nobody reads faster.
-const SHOW_REST_US: u64 = 5_000;
+const SHOW_REST_US: u64 = 12_000;
 /// Longest wait for a member to be admitted or a certificate to be made.
 const OWN_TRANSACTION_MS: u64 = 5_000;
 
