@@ -10,6 +10,7 @@ use crate::core::entry::Sealed;
 use crate::core::guest::GuestOrder;
 use crate::core::id::{ServerName, Stream};
 use crate::core::io::{Committed, Event, Message, Output, Refusal, Ticket};
+use crate::core::management::ManagementOutput;
 use crate::core::merge::Written;
 use crate::core::oplog::Checkpoint;
 use crate::core::version::Vector;
@@ -66,8 +67,15 @@ pub trait Hypervisor {
     fn prepare(&mut self);
 }
 
+/// What management has done: its log of decisions, questions to services and addresses, originals, the own address, hooks.
+pub trait Manager {
+    /// Carries it out; leases in it count from the `now` of the input that led to it. What takes time comes back as
+    /// `Input::Management`.
+    fn manage(&mut self, output: ManagementOutput);
+}
+
 /// Carries out outputs, in order.
-pub fn carry_out<W: Journal + View + Peers + Audience>(world: &mut W, outputs: Vec<Output>) {
+pub fn carry_out<W: Journal + View + Peers + Audience + Manager>(world: &mut W, outputs: Vec<Output>) {
     for output in outputs {
         match output {
             Output::Append(entries) => world.append(entries),
@@ -80,6 +88,7 @@ pub fn carry_out<W: Journal + View + Peers + Audience>(world: &mut W, outputs: V
             Output::Send { peers, message } => world.send(&peers, message),
             Output::Disconnect { peer, reason } => world.disconnect(&peer, &reason),
             Output::Reply { ticket, result } => world.reply(ticket, result),
+            Output::Management(output) => world.manage(output),
             Output::Event(event) => world.event(event),
         }
     }

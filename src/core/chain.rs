@@ -187,7 +187,8 @@ impl Chain {
         }
     }
 
-    fn votes_here(&self) -> bool {
+    /// Whether this server's vote counts in the open slot.
+    pub fn votes(&self) -> bool {
         let admitted = self.electorate().admits(&self.config.me, self.config.incarnation);
         admitted || self.config.flaw == Some(Flaw::VoteAfterAmnesia) && self.electorate().contains(&self.config.me)
     }
@@ -260,7 +261,7 @@ impl Chain {
             out.extend(self.tell(peer, slot));
         } else if slot > open {
             out.push(self.want(peer, open));
-        } else if !self.votes_here() {
+        } else if !self.votes() {
             let message = ChainMessage::Abstained { slot, ballot: ballot.clone() };
             out.push(ChainOutput::Send { peers: vec![peer.clone()], message });
         } else {
@@ -326,7 +327,7 @@ impl Chain {
             released = true;
             if peers == [self.config.me.clone()] {
                 // A server that is no elector proposes without a vote of its own.
-                if self.votes_here() {
+                if self.votes() {
                     self.message(now, self.config.me.clone(), message, out);
                 }
             } else {
@@ -360,7 +361,7 @@ impl Chain {
             self.timers.asked_again(now_us);
             out.extend(self.ask(None, self.persists > 0));
         }
-        if due(&mut self.timers.settle_at, now_us) && self.memory.acceptor.accepted().is_some() && self.votes_here() {
+        if due(&mut self.timers.settle_at, now_us) && self.memory.acceptor.accepted().is_some() && self.votes() {
             match self.attempt {
                 Some(_) => self.timers.others_work(now_us),
                 None => {

@@ -12,8 +12,11 @@ use super::chain::ChainMessage;
 use super::diff::Change;
 use super::entry::Sealed;
 use super::id::{Digest, EntryId, FileName, ServerName, Stream};
+use super::lease::LeaseMessage;
 use super::lifecycle::Lifecycle;
+use super::management::{ManagementInput, ManagementMessage, ManagementOutput};
 use super::merge::Written;
+use super::opinion::Opinion;
 use super::oplog::Checkpoint;
 use super::priority::Class;
 use super::version::{Vector, Version};
@@ -170,6 +173,7 @@ pub enum Input {
         key: [u8; 32],
         run: u32,
     },
+    Management(ManagementInput),
 }
 
 /// What comes out.
@@ -210,6 +214,7 @@ pub enum Output {
         ticket: Ticket,
         result: Result<Committed, Refusal>,
     },
+    Management(ManagementOutput),
     Event(Event),
 }
 
@@ -293,4 +298,9 @@ pub enum Message {
     },
     /// Between electors, and to whoever learns from them.
     Chain(ChainMessage),
+    /// Between the two managers of a target.
+    Opinion(Opinion),
+    /// Between who holds service addresses and the electors.
+    Lease(LeaseMessage),
+    Management(ManagementMessage),
 }

@@ -24,6 +24,7 @@ use super::flaw::Flaw;
 use super::id::{ClusterId, Digest, EntryId, FileName, Lane, ServerName, Stream};
 use super::io::{Beat, Committed, Edit, Event, Input, Message, Output, Refusal, Ticket, Transaction, Wait};
 use super::lifecycle::Lifecycle;
+use super::management::{Act, Cause, Management, ManagementReport, Scene};
 use super::merge::{Files, Touched, Written};
 use super::oplog::{Admitted, Certifier, ChainError, Chains, Checkpoint, Head};
 use super::priority::{Class, ClassStatus, PriorityConfig, PriorityQueue};
@@ -194,6 +195,9 @@ pub struct Node {
     /// A received checkpoint that waits for the writer.
     incoming: Option<(ServerName, Box<Checkpoint>)>,
     internal_tickets: Ticket,
+    management: Option<Management>,
+    /// Whether files have changed since management looked at them.
+    files_changed: bool,
 }
 
 impl Node {
@@ -231,6 +235,8 @@ impl Node {
             checkpoints_unanswered: 0,
             incoming: None,
             internal_tickets: FIRST_INTERNAL_TICKET,
+            management: None,
+            files_changed: true,
             files,
             config,
         };
@@ -244,16 +250,20 @@ impl Node {
         self.started_us.get_or_insert(now.monotonic_us);
         self.watch_clock(now, &mut out);
         match input {
-            Input::Tick => self.tick(now, &mut out),
+            Input::Tick => {
+                self.tick(now, &mut out);
+                self.manage(now, Cause::Tick, &mut out);
+            }
             Input::Commit { room_bytes } => self.commit(now, room_bytes, &mut out),
             Input::Submit { ticket, transaction, wait, deadline_ms } => {
                 let deadline_us = now.monotonic_us.saturating_add(deadline_ms.saturating_mul(1000));
                 self.submit(now, ticket, transaction, wait, deadline_us, &mut out);
             }
             Input::Cancel { ticket } => self.waits.cancel(ticket),
-            Input::LinkUp { peer } => self.with_holding(now, |sync, holding| {
-                sync.link_up(peer, holding, &mut out);
-            }),
+            Input::LinkUp { peer } => {
+                self.with_holding(now, |sync, holding| sync.link_up(peer.clone(), holding, &mut out));
+                self.manage(now, Cause::LinkUp { peer }, &mut out);
+            }
             Input::LinkDown { peer } => {
                 self.queue.retain(
                     Class::Reception,
@@ -261,6 +271,7 @@ impl Node {
                 );
                 self.with_holding(now, |sync, holding| sync.link_down(&peer, holding, &mut out));
                 self.clear_alarm(&format!("divergence {peer}"), &mut out);
+                self.manage(now, Cause::LinkDown { peer }, &mut out);
             }
             Input::Frame { peer, message } => self.frame(now, peer, message, &mut out),
             Input::Appended => self.appended(now, &mut out),
@@ -284,6 +295,10 @@ impl Node {
                 self.identity = Identity { certificate, key: SigningKey::from_bytes(&key), run };
                 self.run_is_open = false;
             }
+            Input::Management(input) => self.manage(now, Cause::Input(input), &mut out),
+        }
+        if std::mem::take(&mut self.files_changed) {
+            self.manage(now, Cause::Files, &mut out);
         }
         out
     }
@@ -291,6 +306,27 @@ impl Node {
     /// Whether an `Input::Commit` would write something.
     pub fn wants_commit(&self) -> bool {
         self.writing.is_none() && self.has_room && (self.incoming.is_some() || !self.queue.is_empty())
+    }
+
+    /// Joins the part that watches, decides and recovers; without it, the node shares files only.
+    pub fn with_management(mut self, management: Management) -> Self {
+        self.management = Some(management);
+        self
+    }
+
+    pub fn management(&self) -> Option<&Management> {
+        self.management.as_ref()
+    }
+
+    /// What management knows and waits for.
+    pub fn management_report(&self, now: Now) -> Option<ManagementReport> {
+        let scene = Scene { files: &self.files, lifecycle: self.lifecycle, linked: self.sync.names() };
+        self.management.as_ref().map(|management| management.report(now, &scene))
+    }
+
+    /// When management wants a `Tick`, in microseconds of monotonic time; besides those that come every `TICK_MS`.
+    pub fn next_wake_us(&self) -> Option<u64> {
+        self.management.as_ref().and_then(Management::next_wake_us)
     }
 
     pub fn name(&self) -> &ServerName {
@@ -346,6 +382,23 @@ impl Node {
     /// The other members of the group, by the `Server` file.
     pub fn others(&self) -> &BTreeSet<ServerName> {
         &self.others
+    }
+
+    /// Lets management handle what has happened, and does what it wants.
+    fn manage(&mut self, now: Now, cause: Cause, out: &mut Vec<Output>) {
+        let Some(mut management) = self.management.take() else { return };
+        let scene = Scene { files: &self.files, lifecycle: self.lifecycle, linked: self.sync.names() };
+        let acts = management.handle(now, &scene, cause);
+        self.management = Some(management);
+        for act in acts {
+            match act {
+                Act::Out(output) => out.push(Output::Management(output)),
+                Act::Send { peers, message } => out.push(Output::Send { peers, message }),
+                Act::Submit { reason, edits } => self.submit_own(now, &reason, edits),
+                Act::Alarm { name, text: Some(text) } => self.raise_alarm(&name, text, out),
+                Act::Alarm { name, text: None } => self.clear_alarm(&name, out),
+            }
+        }
     }
 
     fn with_holding<T>(&mut self, now: Now, act: impl FnOnce(&mut Sync, &Holding) -> T) -> T {
@@ -582,6 +635,7 @@ impl Node {
             }
         }
         out.push(Output::Project { written, seen: self.files.seen().clone() });
+        self.files_changed |= !names.is_empty();
         if !names.is_empty() {
             out.push(Output::Event(Event::FilesChanged(names.into_iter().collect())));
         }
@@ -655,14 +709,16 @@ impl Node {
                 self.with_holding(now, |sync, holding| sync.wanted_by(&peer, ranges, holding, out));
             }
             Message::WantCheckpoint => out.push(Output::SendCheckpoint { peer }),
-            // Content, certificates and decisions are not the files' business.
+            // Content and certificates are not the node's business.
             Message::CheckpointPart { .. }
             | Message::WantBundle { .. }
             | Message::BundlePart { .. }
             | Message::NoBundle { .. }
             | Message::WantCertificate { .. }
-            | Message::Certificate { .. }
-            | Message::Chain(_) => {}
+            | Message::Certificate { .. } => {}
+            message @ (Message::Chain(_) | Message::Opinion(_) | Message::Lease(_) | Message::Management(_)) => {
+                self.manage(now, Cause::Message { peer, message }, out);
+            }
         }
     }
 

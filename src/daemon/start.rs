@@ -115,6 +115,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         appending: Vec::new(),
         replies: Vec::new(),
         events: Vec::new(),
+        management: Vec::new(),
         checkpoints_wanted: Vec::new(),
         sent: BTreeMap::new(),
         alarms: BTreeMap::new(),

@@ -13,6 +13,7 @@ use super::stages::{self, Stage};
 use crate::core::entry::Sealed;
 use crate::core::id::ServerName;
 use crate::core::io::{Committed, Event, Message, Refusal, Ticket};
+use crate::core::management::ManagementOutput;
 use crate::core::merge::Written;
 use crate::core::oplog::Checkpoint;
 use crate::core::version::Vector;
@@ -20,7 +21,7 @@ use crate::edge::journal;
 use crate::edge::quic::{Channel, Mesh};
 use crate::edge::view;
 use crate::format;
-use crate::ports::{Audience, Journal, LogRead, Peers, View};
+use crate::ports::{Audience, Journal, LogRead, Manager, Peers, View};
 
 /// Frames sent to one peer since the start.
 #[derive(Default, Clone, Copy)]
@@ -38,6 +39,7 @@ pub struct World {
     pub appending: Vec<Arc<Sealed>>,
     pub replies: Vec<(Ticket, Result<Committed, Refusal>)>,
     pub events: Vec<Event>,
+    pub management: Vec<ManagementOutput>,
     pub checkpoints_wanted: Vec<ServerName>,
     pub sent: BTreeMap<ServerName, Sent>,
     /// Alarms of the daemon's own parts, beside the node's.
@@ -115,6 +117,12 @@ impl Peers for World {
     fn disconnect(&mut self, peer: &ServerName, reason: &str) {
         warn!(%peer, reason, "link broken: it sent what it must not");
         self.mesh.disconnect(peer, reason);
+    }
+}
+
+impl Manager for World {
+    fn manage(&mut self, output: ManagementOutput) {
+        self.management.push(output);
     }
 }
 

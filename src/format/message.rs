@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decision::ChainMessageV1;
 use super::entry::{decode_next, encode_sealed};
+use super::management::{LeaseMessageV1, ManagementMessageV1, OpinionV1};
 use super::v1::{BytesV1, LifecycleV1, StreamV1, VectorV1, vector, vector_v1};
 use super::{FormatError, decode_all, encode_into, versioned};
 use crate::core::entry::Sealed;
@@ -75,6 +76,9 @@ enum MessageV1<'a> {
     Certificate(#[serde(borrow)] BytesV1<'a>),
     NoCertificate(&'a str),
     Chain(#[serde(borrow)] ChainMessageV1<'a>),
+    Opinion(#[serde(borrow)] OpinionV1<'a>),
+    Lease(#[serde(borrow)] LeaseMessageV1<'a>),
+    Management(#[serde(borrow)] ManagementMessageV1<'a>),
 }
 
 /// Encodes a message. Whoever builds messages keeps them below [`MESSAGE_BYTES_MAX`]; the receiver insists.
@@ -113,6 +117,9 @@ pub fn encode_message(message: &Message) -> Vec<u8> {
         Message::Certificate { result: Ok(certificate) } => MessageV1::Certificate(BytesV1(certificate)),
         Message::Certificate { result: Err(why) } => MessageV1::NoCertificate(why),
         Message::Chain(message) => MessageV1::Chain(message.into()),
+        Message::Opinion(opinion) => MessageV1::Opinion(opinion.into()),
+        Message::Lease(message) => MessageV1::Lease(message.into()),
+        Message::Management(message) => MessageV1::Management(message.into()),
     };
     encode_into(&form, &mut out);
     out
@@ -164,5 +171,8 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, FormatError> {
         MessageV1::Certificate(certificate) => Message::Certificate { result: Ok(certificate.0.to_vec()) },
         MessageV1::NoCertificate(why) => Message::Certificate { result: Err(why.to_owned()) },
         MessageV1::Chain(message) => Message::Chain(message.message()?),
+        MessageV1::Opinion(opinion) => Message::Opinion(opinion.opinion()?),
+        MessageV1::Lease(message) => Message::Lease(message.message()?),
+        MessageV1::Management(message) => Message::Management(message.message()?),
     })
 }

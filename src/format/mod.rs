@@ -22,6 +22,7 @@ pub mod checkpoint;
 pub mod decision;
 pub mod entry;
 pub mod guest;
+pub mod management;
 pub mod message;
 pub mod segment;
 pub mod v1;

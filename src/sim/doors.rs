@@ -7,12 +7,13 @@ use super::time::MILLISECOND_US;
 use crate::core::entry::Sealed;
 use crate::core::id::{Digest, ServerName};
 use crate::core::io::{Committed, Event as NodeEvent, Input, Message, Refusal, Ticket};
+use crate::core::management::ManagementOutput;
 use crate::core::merge::Written;
 use crate::core::oplog::Checkpoint;
 use crate::core::schema::file;
 use crate::core::version::Vector;
 use crate::format::{decode_checkpoint, encode_message};
-use crate::ports::{Audience, Journal, LogRead, Peers, View};
+use crate::ports::{Audience, Journal, LogRead, Manager, Peers, View};
 
 /// Bytes of one part of a checkpoint: small, so that parts can be lost.
 const PART_BYTES: usize = 4 * 1024;
@@ -149,6 +150,10 @@ impl Audience for Desk<'_> {
             self.cluster.drop_strangers(self.host);
         }
     }
+}
+
+impl Manager for Desk<'_> {
+    fn manage(&mut self, _output: ManagementOutput) {}
 }
 
 impl Cluster {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::core::check::{Check, CheckError, Preset};
 use crate::core::id::ServerName;
@@ -12,7 +12,7 @@ use crate::core::schema::file;
 use crate::core::service::Service;
 
 /// In which capacity a server watches a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// As its first manager (P1), who makes the verdict.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::pulse::State;
 use super::{Role, Target, Watch, Watching};
@@ -11,7 +11,7 @@ use crate::core::opinion::{Failure, Health};
 use crate::core::probe::ProbeOutcome;
 
 /// One target as this server sees it. Times are ages, in ms.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetReport {
     pub target: ServerName,
     pub host: ServerName,
@@ -32,7 +32,7 @@ pub struct TargetReport {
     pub checks: Vec<CheckReport>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckReport {
     pub name: ServerName,
     /// The question, as in the file `Check`.
@@ -50,7 +50,7 @@ pub struct CheckReport {
 }
 
 /// What a verdict waits for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Waiting {
     /// More failures of a check in a row.
