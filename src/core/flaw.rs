@@ -27,6 +27,8 @@ pub enum Flaw {
     ChangeElectorateWithoutQuorum,
     /// An elector that has lost its file votes as if it had never voted (breaks P4 and P5).
     VoteAfterAmnesia,
+    /// An address is taken over without waiting for the end of its holder's lease (breaks P4).
+    SkipLeaseWait,
 }
 
 impl Flaw {

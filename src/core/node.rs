@@ -635,7 +635,7 @@ impl Node {
             }
         }
         out.push(Output::Project { written, seen: self.files.seen().clone() });
-        self.files_changed |= !names.is_empty();
+        self.files_changed |= names.iter().any(Management::reads);
         if !names.is_empty() {
             out.push(Output::Event(Event::FilesChanged(names.into_iter().collect())));
         }

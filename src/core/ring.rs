@@ -52,6 +52,11 @@ impl Ring {
         Self { places, members }
     }
 
+    /// All servers that are known, members or not, in ring order.
+    pub fn places(&self) -> &[ServerName] {
+        &self.places
+    }
+
     /// The members in ring order.
     pub fn members(&self) -> impl Iterator<Item = &ServerName> {
         self.places.iter().filter(|name| self.members.contains(*name))

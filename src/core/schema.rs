@@ -37,6 +37,8 @@ pub mod file {
     pub const RECOVERY: &str = "Recovery";
     /// `server, reason`: servers that are not recovered for the time being, however they look.
     pub const MAINTENANCE: &str = "Maintenance";
+    /// `server, decision, fenced|confirmed, by`: servers that are known not to serve since that decision: nobody waits for their leases.
+    pub const FENCE: &str = "Fence";
     /// `server, operating`: the paper's flag file.
     pub const FLAG: &str = "Flag";
     /// `name, size, digest`: content that is fetched by digest.
@@ -161,6 +163,7 @@ impl Schema {
             file::ORIGINAL => ("1+2", "name name text text"),
             file::RECOVERY => ("1", "name text name|--- name|--- number text"),
             file::MAINTENANCE => ("1", "name text"),
+            file::FENCE => ("1", "name number text text"),
             file::FLAG => ("1", "name text"),
             file::BUNDLE => ("1", "name number digest"),
             file::REVOKED => ("1", "name number"),

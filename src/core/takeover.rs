@@ -4,8 +4,8 @@
 //! decided ──► holder gone (its lease is over, it let go, it was fenced, an operator vouches) ─┐
 //!         └─► looks from two servers, again and again: does the address still answer?  ───────┴─► take
 //! ```
-//! Invariants: an exclusive address is never taken before its holder is gone. No address is taken while somebody answers
-//! there, unless the holder itself has said that it let go. The lease runs by this server's monotonic clock.
+//! Invariants: an exclusive address is never taken before all that held it are gone. No address is taken while somebody answers
+//! there, unless the holders themselves have said that they let go. The lease runs by this server's monotonic clock.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ const LOOK_FRESH_US: u64 = 1_000_000;
 /// How often looks are repeated while the address cannot be taken yet.
 const LOOK_EVERY_US: u64 = 300_000;
 
-/// How the holder came to be gone before its lease was over.
+/// How a holder came to be gone before its lease was over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gone {
     /// It said so itself, and takes the address no more before another decision.
@@ -25,8 +25,6 @@ pub enum Gone {
     Fenced,
     /// An operator vouches for its death.
     Confirmed,
-    /// Nobody held it.
-    Nobody,
 }
 
 /// What is in the way.
@@ -38,11 +36,13 @@ pub enum Obstacle {
     Looking,
     /// The address answers, as these servers say.
     StillAnswers { seen_by: Vec<ServerName> },
+    /// Nobody could look, and why.
+    Blind(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Let these servers look, under this number; the look ends after `Takeover::look_ms` at most.
+    /// Let these servers look, under this number; the look ends after `look_ms` at most.
     Look {
         round: u64,
         lookers: Vec<ServerName>,
@@ -51,81 +51,94 @@ pub enum Step {
     Take,
 }
 
+/// A server that held the address before.
+#[derive(Debug, Clone)]
+struct Holder {
+    name: ServerName,
+    /// When its lease is over at the latest.
+    over_us: u64,
+    gone: Option<Gone>,
+}
+
+impl Holder {
+    fn left_us(&self, now_us: u64) -> u64 {
+        if self.gone.is_some() { 0 } else { self.over_us.saturating_sub(now_us) }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Round {
     number: u64,
     started_us: u64,
-    /// What each looker saw: whether somebody answers.
-    seen: BTreeMap<ServerName, Option<bool>>,
+    /// What each looker saw: whether somebody answers; `Some(Err)`: it could not look.
+    seen: BTreeMap<ServerName, Option<Result<bool, String>>>,
 }
 
-/// One address on its way from one server to another.
+/// One address on its way to another server.
 #[derive(Debug, Clone)]
 pub struct Takeover {
     pub slot: Slot,
-    holder: Option<ServerName>,
     exclusive: bool,
-    lease_over_us: u64,
-    gone: Option<Gone>,
     look_us: u64,
+    holders: Vec<Holder>,
     round: Option<Round>,
     rounds: u64,
 }
 
 impl Takeover {
-    /// `lease_ms` is the longest that the holder may go on after this moment; `holder` is the server whose lease counts.
-    pub fn new(
-        slot: Slot,
-        holder: Option<ServerName>,
-        exclusive: bool,
-        lease_ms: u64,
-        look_ms: u64,
-        now_us: u64,
-    ) -> Self {
-        Self {
-            slot,
-            gone: holder.is_none().then_some(Gone::Nobody),
-            holder,
-            exclusive,
-            lease_over_us: now_us + lease_ms * 1000,
-            look_us: look_ms * 1000,
-            round: None,
-            rounds: 0,
+    pub fn new(slot: Slot, exclusive: bool, look_ms: u64) -> Self {
+        Self { slot, exclusive, look_us: look_ms * 1000, holders: Vec::new(), round: None, rounds: 0 }
+    }
+
+    /// Names a server that held the address before, and when its lease is over at the latest, by this server's clock.
+    pub fn held_by(&mut self, name: ServerName, over_us: u64) {
+        self.holders.push(Holder { name, over_us, gone: None });
+    }
+
+    /// Whoever granted the leases knows better: this one is over sooner.
+    pub fn lease_over(&mut self, holder: &ServerName, over_us: u64) {
+        for held in self.holders.iter_mut().filter(|held| held.name == *holder) {
+            held.over_us = held.over_us.min(over_us);
         }
     }
 
-    /// Whoever decided knows better: the lease is over after `wait_ms` from now.
-    pub fn lease_ends_in(&mut self, wait_ms: u64, now_us: u64) {
-        self.lease_over_us = self.lease_over_us.min(now_us + wait_ms * 1000);
-    }
-
-    pub fn holder(&self) -> Option<&ServerName> {
-        self.holder.as_ref()
-    }
-
-    pub fn gone(&mut self, gone: Gone) {
-        if self.gone != Some(Gone::LetGo) {
-            self.gone = Some(gone);
+    pub fn gone(&mut self, holder: &ServerName, gone: Gone) {
+        for held in self.holders.iter_mut().filter(|held| held.name == *holder) {
+            if held.gone != Some(Gone::LetGo) {
+                held.gone = Some(gone);
+            }
         }
+    }
+
+    /// The holders that are not known to be gone yet.
+    pub fn waits_for(&self, now_us: u64) -> impl Iterator<Item = &ServerName> {
+        let waits = move |held: &&Holder| held.left_us(now_us) > 0;
+        self.holders.iter().filter(waits).map(|held| &held.name)
+    }
+
+    /// The holders that have not let go themselves.
+    pub fn has_not_let_go(&self) -> impl Iterator<Item = &ServerName> {
+        self.holders.iter().filter(|held| held.gone != Some(Gone::LetGo)).map(|held| &held.name)
     }
 
     /// What one looker saw.
-    pub fn looked(&mut self, round: u64, looker: &ServerName, answers: bool) {
+    pub fn looked(&mut self, round: u64, looker: &ServerName, outcome: Result<bool, String>) {
         if let Some(held) = self.round.as_mut().filter(|held| held.number == round)
             && let Some(seen) = held.seen.get_mut(looker)
         {
-            *seen = Some(answers);
+            *seen = Some(outcome);
         }
     }
 
     /// What is to be done now. `second` is the server that looks beside `me`, if any is reachable.
     pub fn step(&mut self, me: &ServerName, second: Option<&ServerName>, now_us: u64) -> Step {
-        if self.gone == Some(Gone::LetGo) {
+        if !self.holders.is_empty() && self.holders.iter().all(|held| held.gone == Some(Gone::LetGo)) {
             return Step::Take;
         }
         let finished = self.finished(now_us);
         let age_us = self.round.as_ref().map_or(u64::MAX, |round| now_us.saturating_sub(round.started_us));
-        if finished.as_ref().is_some_and(Vec::is_empty) && age_us < LOOK_FRESH_US && self.holder_is_gone(now_us) {
+        let is_clear = matches!(&finished, Some(Ok(seen_by)) if seen_by.is_empty());
+        if is_clear && age_us < LOOK_FRESH_US && self.longest(now_us).is_none() {
             return Step::Take;
         }
         if self.round.is_none() || finished.is_some() && age_us >= LOOK_EVERY_US.max(self.look_us) {
@@ -135,31 +148,42 @@ impl Takeover {
             self.round = Some(Round { number: self.rounds, started_us: now_us, seen });
             return Step::Look { round: self.rounds, lookers };
         }
-        match (finished, &self.holder) {
-            (Some(seen_by), _) if !seen_by.is_empty() => Step::Wait(Obstacle::StillAnswers { seen_by }),
-            (_, Some(holder)) if !self.holder_is_gone(now_us) => {
-                let left_ms = self.lease_over_us.saturating_sub(now_us).div_ceil(1000);
-                Step::Wait(Obstacle::Lease { holder: holder.clone(), left_ms })
+        match (finished, self.longest(now_us)) {
+            (Some(Ok(seen_by)), _) if !seen_by.is_empty() => Step::Wait(Obstacle::StillAnswers { seen_by }),
+            (_, Some(held)) => {
+                let left_ms = held.left_us(now_us).div_ceil(1000);
+                Step::Wait(Obstacle::Lease { holder: held.name.clone(), left_ms })
             }
+            (Some(Err(why)), None) => Step::Wait(Obstacle::Blind(why)),
             _ => Step::Wait(Obstacle::Looking),
         }
     }
 
-    fn holder_is_gone(&self, now_us: u64) -> bool {
-        !self.exclusive || self.gone.is_some() || now_us >= self.lease_over_us
+    /// The holder that is waited for longest.
+    fn longest(&self, now_us: u64) -> Option<&Holder> {
+        let held = self.holders.iter().filter(|_| self.exclusive).max_by_key(|held| held.left_us(now_us))?;
+        (held.left_us(now_us) > 0).then_some(held)
     }
 
     /// Who saw the address answer, once the round is over: everybody has looked, or whoever has not is too late.
-    fn finished(&self, now_us: u64) -> Option<Vec<ServerName>> {
+    fn finished(&self, now_us: u64) -> Option<Result<Vec<ServerName>, String>> {
         let round = self.round.as_ref()?;
         let late = now_us >= round.started_us + 2 * self.look_us;
         let complete = round.seen.values().all(Option::is_some);
         // Somebody must have looked: silence of all lookers is not an answer.
-        let looked = round.seen.values().any(Option::is_some);
-        if !(complete || late && looked) {
-            return None;
+        let looked = round.seen.values().any(|seen| matches!(seen, Some(Ok(_))));
+        let failure = round.seen.values().find_map(|seen| match seen {
+            Some(Err(why)) => Some(why.clone()),
+            _ => None,
+        });
+        match (looked, failure) {
+            (true, _) if complete || late => {
+                let seen_by = round.seen.iter().filter(|(_, seen)| **seen == Some(Ok(true)));
+                Some(Ok(seen_by.map(|(name, _)| name.clone()).collect()))
+            }
+            (false, Some(why)) if complete || late => Some(Err(why)),
+            _ => None,
         }
-        Some(round.seen.iter().filter(|(_, seen)| **seen == Some(true)).map(|(name, _)| name.clone()).collect())
     }
 }
 
@@ -174,7 +198,9 @@ mod tests {
     }
 
     fn takeover(exclusive: bool) -> Takeover {
-        Takeover::new(7, Some(server("S2")), exclusive, 2000, 250, 0)
+        let mut takeover = Takeover::new(7, exclusive, 250);
+        takeover.held_by(server("S2"), 2000 * MS);
+        takeover
     }
 
     #[test]
@@ -182,14 +208,14 @@ mod tests {
         let (me, second) = (server("S6"), server("S1"));
         let mut it = takeover(true);
         assert_eq!(it.step(&me, Some(&second), 0), Step::Look { round: 1, lookers: vec![me.clone(), second.clone()] });
-        it.looked(1, &me, false);
-        it.looked(1, &second, false);
+        it.looked(1, &me, Ok(false));
+        it.looked(1, &second, Ok(false));
         let left = |ms| Step::Wait(Obstacle::Lease { holder: server("S2"), left_ms: ms });
         assert_eq!(it.step(&me, Some(&second), 250 * MS), left(1750));
-        it.lease_ends_in(400, 250 * MS);
+        it.lease_over(&server("S2"), 650 * MS);
         assert!(matches!(it.step(&me, Some(&second), 300 * MS), Step::Look { round: 2, .. }));
-        it.looked(2, &me, false);
-        it.looked(2, &second, false);
+        it.looked(2, &me, Ok(false));
+        it.looked(2, &second, Ok(false));
         assert_eq!(it.step(&me, Some(&second), 560 * MS), left(90));
         assert_eq!(it.step(&me, Some(&second), 650 * MS), Step::Take);
     }
@@ -199,28 +225,34 @@ mod tests {
         let (me, second) = (server("S6"), server("S1"));
         let mut it = takeover(false);
         it.step(&me, Some(&second), 0);
-        it.looked(1, &me, false);
-        it.looked(1, &second, true);
+        it.looked(1, &me, Ok(false));
+        it.looked(1, &second, Ok(true));
         let answers = Step::Wait(Obstacle::StillAnswers { seen_by: vec![second.clone()] });
         assert_eq!(it.step(&me, Some(&second), 10 * MS), answers);
         assert!(matches!(it.step(&me, Some(&second), 5000 * MS), Step::Look { round: 2, .. }));
     }
 
     #[test]
-    fn a_holder_that_let_go_is_believed_at_once() {
+    fn holders_that_let_go_are_believed_at_once_if_all_of_them_do() {
         let mut it = takeover(true);
-        it.gone(Gone::LetGo);
-        assert_eq!(it.step(&server("S6"), None, 0), Step::Take);
+        it.held_by(server("S5"), 3000 * MS);
+        it.gone(&server("S5"), Gone::LetGo);
+        let me = server("S6");
+        it.step(&me, None, 0);
+        it.looked(1, &me, Ok(false));
+        assert!(matches!(it.step(&me, None, MS), Step::Wait(Obstacle::Lease { .. })), "S2 may still hold it");
+        it.gone(&server("S2"), Gone::LetGo);
+        assert_eq!(it.step(&me, None, 2 * MS), Step::Take);
     }
 
     #[test]
     fn an_operator_who_vouches_ends_the_lease_and_not_the_looks() {
         let me = server("S6");
         let mut it = takeover(true);
-        it.gone(Gone::Confirmed);
+        it.gone(&server("S2"), Gone::Confirmed);
         assert_eq!(it.step(&me, None, 0), Step::Look { round: 1, lookers: vec![me.clone()] });
         assert_eq!(it.step(&me, None, MS), Step::Wait(Obstacle::Looking));
-        it.looked(1, &me, false);
+        it.looked(1, &me, Ok(false));
         assert_eq!(it.step(&me, None, 2 * MS), Step::Take);
     }
 
@@ -229,9 +261,19 @@ mod tests {
         let (me, second) = (server("S6"), server("S1"));
         let mut it = takeover(false);
         it.step(&me, Some(&second), 0);
-        it.looked(1, &me, false);
+        it.looked(1, &me, Ok(false));
         assert_eq!(it.step(&me, Some(&second), 400 * MS), Step::Wait(Obstacle::Looking));
         assert_eq!(it.step(&me, Some(&second), 500 * MS), Step::Take);
+    }
+
+    #[test]
+    fn an_address_that_nobody_can_look_at_is_not_taken() {
+        let me = server("S6");
+        let mut it = takeover(false);
+        it.step(&me, None, 0);
+        it.looked(1, &me, Err("no interface".into()));
+        assert_eq!(it.step(&me, None, 10 * MS), Step::Wait(Obstacle::Blind("no interface".into())));
+        assert!(matches!(it.step(&me, None, 400 * MS), Step::Look { round: 2, .. }));
     }
 
     #[test]
@@ -239,7 +281,7 @@ mod tests {
         let me = server("S6");
         let mut it = takeover(true);
         it.step(&me, None, 0);
-        it.looked(1, &me, false);
+        it.looked(1, &me, Ok(false));
         assert!(matches!(it.step(&me, None, 2500 * MS), Step::Look { round: 2, .. }));
     }
 }

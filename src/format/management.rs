@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::FormatError;
-use crate::core::decision::{ORIGINAL_BYTES_MAX, ServiceAddress};
+use crate::core::decision::{AUTHOR_BYTES_MAX, ORIGINAL_BYTES_MAX, ServiceAddress};
 use crate::core::id::ServerName;
 use crate::core::lease::LeaseMessage;
 use crate::core::management::ManagementMessage;
@@ -122,6 +122,8 @@ pub enum ManagementMessageV1<'a> {
     LetGo { target: &'a str, slot: u64 },
     WarmUp { target: &'a str, original: &'a str },
     CoolDown { target: &'a str, original: &'a str },
+    WantLetGo { target: &'a str, slot: u64 },
+    Failback { author: &'a str },
 }
 
 impl<'a> From<&'a ManagementMessage> for ManagementMessageV1<'a> {
@@ -137,6 +139,8 @@ impl<'a> From<&'a ManagementMessage> for ManagementMessageV1<'a> {
             ManagementMessage::LetGo { target, slot } => Self::LetGo { target: target.as_str(), slot: *slot },
             ManagementMessage::WarmUp { target, original } => Self::WarmUp { target: target.as_str(), original },
             ManagementMessage::CoolDown { target, original } => Self::CoolDown { target: target.as_str(), original },
+            ManagementMessage::WantLetGo { target, slot } => Self::WantLetGo { target: target.as_str(), slot: *slot },
+            ManagementMessage::Failback { author } => Self::Failback { author },
         }
     }
 }
@@ -160,12 +164,21 @@ impl ManagementMessageV1<'_> {
             Self::CoolDown { target, original } => {
                 ManagementMessage::CoolDown { target: name(target)?, original: checked_original(original)? }
             }
+            Self::WantLetGo { target, slot } => ManagementMessage::WantLetGo { target: name(target)?, slot },
+            Self::Failback { author } => ManagementMessage::Failback { author: checked_author(author)? },
         })
     }
 }
 
 fn name(text: &str) -> Result<ServerName, FormatError> {
     ServerName::new(text).map_err(|error| FormatError::malformed(WHAT, error))
+}
+
+fn checked_author(text: &str) -> Result<String, FormatError> {
+    match text.len() {
+        0..=AUTHOR_BYTES_MAX => Ok(text.to_owned()),
+        bytes => Err(FormatError::TooLarge { what: "the author of a message", bytes, limit: AUTHOR_BYTES_MAX }),
+    }
 }
 
 fn checked_original(text: &str) -> Result<String, FormatError> {

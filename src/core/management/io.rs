@@ -41,6 +41,8 @@ pub struct ManagementConfig {
     pub look_ms: u64,
     /// Whether this host has a service network: it takes its own service address, and hosts stand-ins.
     pub service_network: bool,
+    /// The original servers of this host: each tells how it is before this server says that it holds nothing.
+    pub originals: Vec<String>,
     /// The hooks that are configured here.
     pub hooks: Vec<Hook>,
     /// Any number: pauses after lost duels are drawn from it.
@@ -62,6 +64,7 @@ impl ManagementConfig {
             lease_ms: 2_000,
             look_ms: 150,
             service_network: true,
+            originals: Vec::new(),
             hooks: Vec::new(),
             seed,
             flaw: None,
@@ -125,21 +128,26 @@ pub struct HookRun {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AddressOrder {
     pub id: OrderId,
-    pub address: ServiceAddress,
     pub action: AddressAction,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressAction {
+    /// Tell what is held: an earlier daemon may have left it.
+    Report,
     /// Take and announce it; it lapses by itself `lease_ms` after the `now` of the order.
     Take {
+        address: ServiceAddress,
         lease_ms: u64,
     },
     /// It stays for `lease_ms` from the `now` of the order; fails when it has lapsed.
     Hold {
+        address: ServiceAddress,
         lease_ms: u64,
     },
-    Release,
+    Release {
+        address: ServiceAddress,
+    },
 }
 
 /// What an operator wants of management.
@@ -190,6 +198,10 @@ pub enum ManagementMessage {
     WarmUp { target: ServerName, original: String },
     /// It is in order after all.
     CoolDown { target: ServerName, original: String },
+    /// Have you let go of this server's address, as this decision wants? Answered by `LetGo` if so.
+    WantLetGo { target: ServerName, slot: Slot },
+    /// An operator wants you to take your place.
+    Failback { author: String },
 }
 
 /// What comes out. Outputs are to be carried out in order; leases in them count from the `now` of the input.

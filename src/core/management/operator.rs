@@ -1,0 +1,185 @@
+//! What operators want: checked, wished, and answered when it is decided or cannot be.
+
+use std::collections::BTreeMap;
+
+use super::{Management, ManagementMessage, ManagementOutput, OperatorCommand, Turn};
+use crate::core::chain::{ChainInput, Standing, Wish, WishOutcome};
+use crate::core::decision::{Act, Place};
+use crate::core::id::ServerName;
+use crate::core::io::Ticket;
+use crate::core::schema::file;
+
+#[derive(Default)]
+pub(super) struct Operator {
+    /// Wishes of operators, and who waits for each.
+    wishes: BTreeMap<Ticket, (Ticket, String)>,
+}
+
+impl Management {
+    pub(super) fn command(&mut self, turn: &mut Turn, ticket: Ticket, author: String, command: OperatorCommand) {
+        let result = match command {
+            OperatorCommand::Found => self.command_found(turn, ticket, author),
+            OperatorCommand::Recover { target, host } => self.command_recover(turn, ticket, author, &target, host),
+            OperatorCommand::Failback { target } => self.command_failback(turn, author, &target).map(Some),
+            OperatorCommand::ConfirmDead { target } => self.command_confirm_dead(turn, &author, &target).map(Some),
+            OperatorCommand::Drain { host } => self.command_drain(turn, &author, &host).map(Some),
+        };
+        // `Ok(None)`: answered when the wish is.
+        if let Some(result) = result.transpose() {
+            turn.out(ManagementOutput::Answer { ticket, result });
+        }
+    }
+
+    pub(super) fn operator_wish_done(&mut self, turn: &mut Turn, wish: Ticket, outcome: &WishOutcome) {
+        let Some((ticket, what)) = self.operator.wishes.remove(&wish) else { return };
+        let result = match outcome {
+            WishOutcome::Decided(slot) => Ok(format!("{what}: decision {slot}")),
+            WishOutcome::Overtaken(obstacle) => Err(format!("{what}: {obstacle}")),
+            WishOutcome::Withdrawn { .. } => Err(format!("{what}: it was withdrawn")),
+            WishOutcome::Refused(error) => Err(format!("{what}: {error}")),
+        };
+        turn.out(ManagementOutput::Answer { ticket, result });
+    }
+
+    fn command_found(&mut self, turn: &mut Turn, ticket: Ticket, author: String) -> Result<Option<String>, String> {
+        if self.chain.standing() != Standing::NothingKnown {
+            return Err("the group makes decisions already: see p2pdb decisions".into());
+        }
+        if self.config.witness {
+            return Err("a witness founds no group: do it on a server".into());
+        }
+        let (founder, incarnation) = (self.config.me.clone(), self.config.incarnation);
+        let wish = self.number();
+        self.operator.wishes.insert(wish, (ticket, "the group looks after itself".into()));
+        let act = Act::Found { founder, incarnation };
+        let reason = "an operator wants the group to look after itself".into();
+        self.drive_chain(turn, ChainInput::Wish { ticket: wish, wish: Wish { author, reason, act } });
+        Ok(None)
+    }
+
+    fn command_recover(
+        &mut self,
+        turn: &mut Turn,
+        ticket: Ticket,
+        author: String,
+        target: &ServerName,
+        host: Option<ServerName>,
+    ) -> Result<Option<String>, String> {
+        self.check_can_decide()?;
+        let member = self.member(target)?;
+        if member.witness {
+            return Err(format!("{target} is a witness: it serves nothing that could be recovered"));
+        }
+        let replaces = member.recovery.as_ref().map(|recovery| recovery.slot);
+        let not = member.recovery.as_ref().and_then(|recovery| recovery.place.clone());
+        let why = format!("{author} wants {target} to be recovered");
+        let (place, reason) = match host {
+            None => self.placed(turn, target, not.as_ref(), &why),
+            Some(host) => {
+                let placement = self.place_for(turn, target, not.as_ref());
+                let figure = placement.figures.iter().find(|figure| figure.server == host);
+                let figure = figure.ok_or_else(|| format!("{host} is not in the group"))?;
+                if figure.refused.is_some() {
+                    return Err(format!("{figure}: it takes no stand-in now"));
+                }
+                let original = self.free_original(turn, &host, not.as_ref());
+                let original = original.ok_or_else(|| format!("{host} has no original server ready"))?;
+                (Some(Place { host: host.clone(), original }), format!("{why}, on {host}; {placement}"))
+            }
+        };
+        if place.is_none() && replaces.is_some() {
+            return Err(format!("no other host can take {target}: {reason}"));
+        }
+        let wish = self.number();
+        self.operator.wishes.insert(wish, (ticket, format!("{target} is recovered")));
+        self.wish(turn, wish, &author, target, place, replaces, reason);
+        Ok(None)
+    }
+
+    fn free_original(&self, turn: &Turn, host: &ServerName, not: Option<&Place>) -> Option<String> {
+        let taken: Vec<Place> = self
+            .chain
+            .roster()
+            .members()
+            .iter()
+            .filter_map(|member| member.recovery.as_ref()?.place.clone())
+            .chain(not.cloned())
+            .collect();
+        let rows = turn.scene.files.records_of(file::ORIGINAL);
+        rows.filter(|row| row.field(0) == host.as_str() && row.field(2) == crate::core::placement::READY)
+            .map(|row| row.field(1).to_owned())
+            .find(|original| !taken.contains(&Place { host: host.clone(), original: original.clone() }))
+    }
+
+    fn command_failback(&mut self, turn: &mut Turn, author: String, target: &ServerName) -> Result<String, String> {
+        self.check_can_decide()?;
+        if self.member(target)?.recovery.is_none() {
+            return Err(format!("{target} plays itself: there is nothing to return from"));
+        }
+        if *target == self.config.me {
+            self.failback(author);
+        } else if turn.scene.linked.contains(target) {
+            turn.say(target, ManagementMessage::Failback { author });
+        } else {
+            return Err(format!("{target} is not linked: start its daemon, then say failback again"));
+        }
+        Ok(format!("{target} takes its place as soon as its service is in order: see p2pdb why {target}"))
+    }
+
+    fn command_confirm_dead(&mut self, turn: &mut Turn, author: &str, target: &ServerName) -> Result<String, String> {
+        if self.member(target)?.recovery.is_none() {
+            return Err(format!("{target} is in the group: let it be recovered first, with p2pdb recover {target}"));
+        }
+        self.tell_fenced(turn, target, "confirmed", author);
+        Ok(format!("nobody waits for the lease of {target} any more"))
+    }
+
+    fn command_drain(&mut self, turn: &mut Turn, author: &str, host: &ServerName) -> Result<String, String> {
+        self.check_can_decide()?;
+        self.member(host)?;
+        let placed: Vec<_> = self
+            .chain
+            .roster()
+            .members()
+            .iter()
+            .filter_map(|member| {
+                let recovery = member.recovery.as_ref()?;
+                let place = recovery.place.clone().filter(|place| place.host == *host)?;
+                Some((member.name.clone(), recovery.slot, place))
+            })
+            .collect();
+        let mut moved = Vec::new();
+        for (target, slot, place) in placed {
+            let why = format!("{author} drains {host}");
+            let (to, reason) = self.placed(turn, &target, Some(&place), &why);
+            if let Some(to) = to.filter(|to| to.host != *host) {
+                let wish = self.number();
+                moved.push(format!("{target} to {}", to.host));
+                self.wish(turn, wish, author, &target, Some(to), Some(slot), reason);
+            } else {
+                return Err(format!("no other host can take the stand-in of {target}: {reason}"));
+            }
+        }
+        match moved.is_empty() {
+            true => Ok(format!("{host} has no stand-ins")),
+            false => Ok(format!("moving {}", moved.join(", "))),
+        }
+    }
+
+    fn check_can_decide(&self) -> Result<(), String> {
+        match self.chain.standing() {
+            Standing::NothingKnown => {
+                Err("the group makes no decisions yet: p2pdb found lets it look after itself".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn member(&self, name: &ServerName) -> Result<crate::core::roster::Member, String> {
+        let names = || {
+            let names: Vec<&str> = self.chain.roster().members().iter().map(|member| member.name.as_str()).collect();
+            names.join(", ")
+        };
+        self.chain.roster().member(name).cloned().ok_or_else(|| format!("{name} is no member; members are {}", names()))
+    }
+}
