@@ -20,6 +20,8 @@ mod scribe;
 mod stand_ins;
 mod standing;
 mod takeovers;
+#[cfg(test)]
+mod tests;
 mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};

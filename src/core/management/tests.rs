@@ -1,0 +1,513 @@
+//! Groups of managements without nodes: files, network and service network are perfect and shared. What goes wrong in between
+//! is the simulator's business.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::core::chain::Memory;
+use crate::core::clock::Timestamp;
+use crate::core::decision::{Act as Decided, Incarnation, ServiceAddress};
+use crate::core::fixture::server;
+use crate::core::guest::{Guest, GuestAction, GuestOrder, GuestOutcome, GuestRecord, GuestState, Judgement};
+use crate::core::id::{EntryId, Lane, Stream};
+use crate::core::merge::{Leaf, Register, Written};
+use crate::core::probe::{Probe, ProbeOutcome};
+use crate::core::schema::Schema;
+use crate::core::version::{Vector, Version};
+
+const MS: u64 = 1_000;
+
+enum Event {
+    Tick(usize),
+    To(usize, Cause),
+}
+
+struct Server {
+    name: ServerName,
+    management: Management,
+    memory: Memory,
+    powered: bool,
+    /// Whether its own service runs.
+    serves: bool,
+    held: Option<(ServiceAddress, u64)>,
+    guests: BTreeMap<String, (GuestRecord, Option<(ServiceAddress, u64)>)>,
+}
+
+struct Group {
+    now_us: u64,
+    servers: Vec<Server>,
+    records: BTreeMap<(FileName, String), Record>,
+    files: Files,
+    queue: BTreeMap<(u64, u64), Event>,
+    planned: u64,
+    reasons: Vec<String>,
+    /// Servers on the other side of a partition.
+    away: BTreeSet<usize>,
+}
+
+fn config(name: &ServerName, index: usize) -> ManagementConfig {
+    let mut config = ManagementConfig::new(name.clone(), Incarnation(index as u64 + 1), index as u64);
+    config.founder = index == 0;
+    config.originals = vec!["original-1".into()];
+    config
+}
+
+impl Group {
+    fn new(count: usize) -> Self {
+        let mut group = Self {
+            now_us: 1_000_000,
+            servers: Vec::new(),
+            records: BTreeMap::new(),
+            files: Files::default(),
+            queue: BTreeMap::new(),
+            planned: 0,
+            reasons: Vec::new(),
+            away: BTreeSet::new(),
+        };
+        for index in 0..count {
+            let name = server(&format!("S{}", index + 1));
+            let number = index + 1;
+            let record = GuestRecord { state: GuestState::Suspended, ..GuestRecord::absent() };
+            group.servers.push(Server {
+                management: Management::new(config(&name, index), Memory::default()),
+                memory: Memory::default(),
+                powered: true,
+                serves: true,
+                held: None,
+                guests: BTreeMap::from([("original-1".to_owned(), (record, None))]),
+                name: name.clone(),
+            });
+            group.set(&format!("Server: {name}, {number}, 10.9.0.{number}:7400"));
+            group.set(&format!("Flag: {name}, operating"));
+            group.set(&format!("Service: {name}, 10.0.0.{number}/24, exclusive"));
+            group.set(&format!("Check: {name}, web, tcp 80"));
+            group.set(&format!("Original: {name}, original-1, suspended, x"));
+            group.set(&format!("Condition: {name}, 0.{number}, 0.1, 0, 0, 2, 2048, 1000"));
+            group.set(&format!("Bundle: procedure.{name}, 10, {}", "ab".repeat(32)));
+        }
+        for index in 0..count {
+            group.begin(index);
+        }
+        group.run(10_000);
+        assert_eq!(group.lines("Group").len(), count, "{:#?}", group.reasons);
+        group
+    }
+
+    fn set(&mut self, line: &str) {
+        let (name, record) = line.split_once(": ").unwrap();
+        let (file, record) = (FileName::new(name).unwrap(), Record::parse(record).unwrap());
+        let key = Schema::builtin(&file).unwrap().check(&file, &record).unwrap();
+        self.records.insert((file, key), record);
+        self.remake();
+    }
+
+    fn remake(&mut self) {
+        let stream = Stream { origin: server("S1"), run: 1, lane: Lane::Audit };
+        let version = Version { time: Timestamp(1), entry: EntryId { stream, seq: 1 } };
+        let written = self.records.iter().map(|((file, key), record)| {
+            let leaves = vec![Leaf { version: version.clone(), value: Some(record.clone()) }];
+            Written { file: file.clone(), key: key.clone(), register: Register { leaves, early: vec![] } }
+        });
+        self.files = Files::restore(written, Vector::default());
+    }
+
+    fn lines(&self, name: &str) -> Vec<String> {
+        self.files.records_of(name).map(ToString::to_string).collect()
+    }
+
+    fn index(&self, name: &ServerName) -> usize {
+        self.servers.iter().position(|server| server.name == *name).unwrap()
+    }
+
+    fn plan(&mut self, after_us: u64, event: Event) {
+        self.planned += 1;
+        self.queue.insert((self.now_us + after_us, self.planned), event);
+    }
+
+    fn reaches(&self, a: usize, b: usize) -> bool {
+        self.servers[a].powered && self.servers[b].powered && self.away.contains(&a) == self.away.contains(&b)
+    }
+
+    fn linked(&self, index: usize) -> BTreeSet<ServerName> {
+        let others = (0..self.servers.len()).filter(|other| *other != index && self.reaches(index, *other));
+        others.map(|other| self.servers[other].name.clone()).collect()
+    }
+
+    fn begin(&mut self, index: usize) {
+        self.plan(0, Event::Tick(index));
+        for (original, (record, _)) in self.servers[index].guests.clone() {
+            let guest = record.guest(&original);
+            self.plan(1, Event::To(index, Cause::Input(ManagementInput::Guest(GuestReport::Changed(guest)))));
+        }
+        for other in 0..self.servers.len() {
+            if other != index && self.reaches(index, other) {
+                let (me, peer) = (self.servers[index].name.clone(), self.servers[other].name.clone());
+                self.plan(1000, Event::To(index, Cause::LinkUp { peer }));
+                self.plan(1000, Event::To(other, Cause::LinkUp { peer: me }));
+            }
+        }
+    }
+
+    fn power_off(&mut self, name: &str) {
+        let index = self.index(&server(name));
+        self.servers[index].powered = false;
+        self.servers[index].held = None;
+        for (record, held) in self.servers[index].guests.values_mut() {
+            *held = None;
+            *record = GuestRecord { state: GuestState::Suspended, highest: record.highest, ..GuestRecord::absent() };
+        }
+        self.links_of(index, false);
+    }
+
+    fn links_of(&mut self, index: usize, up: bool) {
+        let me = self.servers[index].name.clone();
+        for other in (0..self.servers.len()).filter(|other| *other != index) {
+            let peer = self.servers[other].name.clone();
+            let cause = |peer| if up { Cause::LinkUp { peer } } else { Cause::LinkDown { peer } };
+            let after = if up { 1000 } else { 800 * MS };
+            self.plan(after, Event::To(other, cause(me.clone())));
+            self.plan(after, Event::To(index, cause(peer)));
+        }
+    }
+
+    fn power_on(&mut self, name: &str) {
+        let index = self.index(&server(name));
+        let server = &mut self.servers[index];
+        server.powered = true;
+        server.management = Management::new(config(&server.name, index), server.memory.clone());
+        self.begin(index);
+    }
+
+    /// Cuts a server off on both networks.
+    fn cut(&mut self, name: &str, cut: bool) {
+        let index = self.index(&server(name));
+        if cut {
+            self.away.insert(index);
+        } else {
+            self.away.remove(&index);
+        }
+        self.links_of(index, !cut);
+    }
+
+    fn run(&mut self, for_ms: u64) {
+        let until_us = self.now_us + for_ms * MS;
+        while let Some(entry) = self.queue.first_entry()
+            && entry.key().0 <= until_us
+        {
+            self.now_us = entry.key().0;
+            match entry.remove() {
+                Event::Tick(index) => {
+                    if self.servers[index].powered {
+                        self.feed(index, Cause::Tick);
+                        self.plan(20 * MS, Event::Tick(index));
+                    }
+                }
+                Event::To(index, cause) => self.feed(index, cause),
+            }
+        }
+        self.now_us = until_us;
+    }
+
+    fn feed(&mut self, index: usize, cause: Cause) {
+        if !self.servers[index].powered {
+            return;
+        }
+        let name = &self.servers[index].name;
+        let flagged = self.files.builtin(file::FLAG).is_some_and(|flags| flags.record(name.as_str()).is_some());
+        let lifecycle = if flagged { Lifecycle::Operating } else { Lifecycle::Ready };
+        let scene = Scene { files: &self.files.clone(), lifecycle, linked: self.linked(index) };
+        let now = Now { wall_ms: self.now_us / 1000, monotonic_us: self.now_us };
+        let acts = self.servers[index].management.handle(now, &scene, cause);
+        for act in acts {
+            self.act(index, act);
+        }
+    }
+
+    fn act(&mut self, index: usize, act: Act) {
+        match act {
+            Act::Send { peers, message } => {
+                for peer in peers {
+                    let to = self.index(&peer);
+                    if self.reaches(index, to) {
+                        let peer = self.servers[index].name.clone();
+                        self.plan(300, Event::To(to, Cause::Message { peer, message: message.clone() }));
+                    }
+                }
+            }
+            Act::Submit { reason, edits } => {
+                self.reasons.push(format!("{} {}: {reason}", self.now_us / MS, self.servers[index].name));
+                for edit in edits {
+                    let schema = Schema::builtin(&edit.file).unwrap();
+                    match &edit.change {
+                        Change::Add(record) | Change::Mod { after: record, .. } => {
+                            let key = schema.check(&edit.file, record).unwrap();
+                            self.records.insert((edit.file.clone(), key), record.clone());
+                        }
+                        Change::Del(record) => {
+                            self.records.remove(&(edit.file.clone(), schema.key_of(record)));
+                        }
+                    }
+                }
+                self.remake();
+                for server in 0..self.servers.len() {
+                    self.plan(500, Event::To(server, Cause::Files));
+                }
+            }
+            Act::Alarm { name, text } => self.reasons.push(format!("alarm {name}: {text:?}")),
+            Act::Out(output) => self.out(index, output),
+        }
+    }
+
+    fn reply(&mut self, index: usize, after_us: u64, input: ManagementInput) {
+        self.plan(after_us, Event::To(index, Cause::Input(input)));
+    }
+
+    fn out(&mut self, index: usize, output: ManagementOutput) {
+        match output {
+            ManagementOutput::Persist(records) => {
+                records.into_iter().for_each(|record| self.servers[index].memory.replay(record).unwrap());
+                self.reply(index, 400, ManagementInput::Persisted);
+            }
+            ManagementOutput::Ask(Probe { id, address, timeout_ms, .. }) => {
+                let (after_us, outcome) = match self.answers(index, address) {
+                    Some(true) => (500, ProbeOutcome::Answered { took_us: 500 }),
+                    Some(false) => (500, ProbeOutcome::Refused("connection refused".into())),
+                    None => (timeout_ms * MS, ProbeOutcome::Failed(format!("no answer within {timeout_ms} ms"))),
+                };
+                self.reply(index, after_us, ManagementInput::Outcome { id, outcome });
+            }
+            ManagementOutput::Guest(order) => self.guest(index, order),
+            ManagementOutput::Address(AddressOrder { id, action }) => {
+                let held = match action {
+                    AddressAction::Report => self.servers[index].held.map(|(address, _)| address),
+                    AddressAction::Take { address, lease_ms } | AddressAction::Hold { address, lease_ms } => {
+                        self.servers[index].held = Some((address, self.now_us + lease_ms * MS));
+                        self.check_exclusive(address);
+                        Some(address)
+                    }
+                    AddressAction::Release { .. } => {
+                        self.servers[index].held = None;
+                        None
+                    }
+                };
+                self.reply(index, 2 * MS, ManagementInput::Address { id, outcome: Ok(held) });
+            }
+            ManagementOutput::Look { id, address, .. } => {
+                let answers =
+                    self.holders(address).into_iter().any(|holder| self.reaches(index, holder) || holder == index);
+                self.reply(index, 100 * MS, ManagementInput::Looked { id, outcome: Ok(answers) });
+            }
+            ManagementOutput::Run(run) => {
+                self.reply(index, 10 * MS, ManagementInput::HookDone { id: run.id, outcome: Ok(String::new()) });
+            }
+            ManagementOutput::Answer { result, .. } => self.reasons.push(format!("answer: {result:?}")),
+            ManagementOutput::Decided(_) => {}
+        }
+    }
+
+    fn guest(&mut self, index: usize, order: GuestOrder) {
+        let now_us = self.now_us;
+        let (record, held) = self.servers[index].guests.get_mut(&order.original).unwrap();
+        let mut took = None;
+        let outcome = match record.judge(order.token, &order.action) {
+            Judgement::Stale { highest } => GuestOutcome::Stale { highest },
+            Judgement::Refused(why) => GuestOutcome::Failed(why),
+            judgement => {
+                record.highest = record.highest.max(order.token);
+                record.token = order.token;
+                if judgement == Judgement::Do {
+                    match &order.action {
+                        GuestAction::Resume { target } => {
+                            record.state = GuestState::Running;
+                            record.target = Some(target.clone());
+                        }
+                        GuestAction::Install { procedure, .. } => {
+                            record.state = GuestState::Installed;
+                            record.procedure = Some(*procedure);
+                        }
+                        GuestAction::TakeAddress { address, lease_ms }
+                        | GuestAction::HoldAddress { address, lease_ms } => {
+                            record.state = GuestState::Serving;
+                            *held = Some((*address, now_us + lease_ms * MS));
+                            took = Some(*address);
+                        }
+                        GuestAction::ReleaseAddress { .. } => {
+                            record.state = GuestState::Installed;
+                            *held = None;
+                        }
+                        GuestAction::Reset => {
+                            *held = None;
+                            *record = GuestRecord {
+                                state: GuestState::Suspended,
+                                highest: record.highest,
+                                ..GuestRecord::absent()
+                            };
+                        }
+                        GuestAction::Check => {}
+                    }
+                }
+                GuestOutcome::Done(record.guest(&order.original))
+            }
+        };
+        let guest: Guest = record.guest(&order.original);
+        self.reply(index, 20 * MS, ManagementInput::Guest(GuestReport::Outcome { id: order.id, outcome }));
+        self.reply(index, 20 * MS, ManagementInput::Guest(GuestReport::Changed(guest)));
+        took.into_iter().for_each(|address| self.check_exclusive(address));
+    }
+
+    /// The machines on which somebody holds an address.
+    fn holders(&self, address: ServiceAddress) -> Vec<usize> {
+        let holds = |held: &Option<(ServiceAddress, u64)>| {
+            held.is_some_and(|(it, until_us)| it == address && self.now_us < until_us)
+        };
+        let on = |server: &Server| {
+            server.powered && (holds(&server.held) || server.guests.values().any(|(_, it)| holds(it)))
+        };
+        (0..self.servers.len()).filter(|index| on(&self.servers[*index])).collect()
+    }
+
+    /// P4, as somebody sees it who knows nothing of decisions.
+    fn check_exclusive(&self, address: ServiceAddress) {
+        let holders = self.holders(address);
+        assert!(holders.len() <= 1, "{address} is held by {holders:?} at {} ms", self.now_us / MS);
+    }
+
+    /// Whether the service at an address answers; `None`: nobody is there.
+    fn answers(&self, from: usize, address: std::net::IpAddr) -> Option<bool> {
+        if address.is_loopback() {
+            return Some(self.servers[from].serves);
+        }
+        let prefix = 24;
+        let holder = *self.holders(ServiceAddress { ip: address, prefix }).first()?;
+        if holder != from && !self.reaches(from, holder) {
+            return None;
+        }
+        let own = self.servers[holder].held.is_some_and(|(held, _)| held.ip == address);
+        Some(!own || self.servers[holder].serves)
+    }
+
+    fn host_of(&self, number: u8) -> Option<String> {
+        let address = ServiceAddress { ip: [10, 0, 0, number].into(), prefix: 24 };
+        self.holders(address).first().map(|index| self.servers[*index].name.to_string())
+    }
+
+    fn recoveries(&self) -> usize {
+        let decisions =
+            self.servers.iter().map(|server| server.management.chain().decisions()).max_by_key(|it| it.len());
+        decisions.unwrap().iter().filter(|decision| matches!(decision.act, Decided::Recover { .. })).count()
+    }
+
+    /// Runs until something holds.
+    #[track_caller]
+    fn wait(&mut self, what: &str, within_ms: u64, holds: impl Fn(&Self) -> bool) -> u64 {
+        let begun_us = self.now_us;
+        while !holds(self) {
+            assert!(self.now_us < begun_us + within_ms * MS, "{what}: not within {within_ms} ms\n{}", self.story());
+            self.run(5);
+        }
+        (self.now_us - begun_us) / MS
+    }
+
+    fn story(&self) -> String {
+        let reports = self.servers.iter().map(|server| {
+            let scene = Scene {
+                files: &self.files,
+                lifecycle: Lifecycle::Operating,
+                linked: self.linked(self.index(&server.name)),
+            };
+            let now = Now { wall_ms: 0, monotonic_us: self.now_us };
+            format!("{}: {:#?}", server.name, server.management.report(now, &scene).work)
+        });
+        let reports: Vec<String> = reports.collect();
+        format!("{}\n{}", self.reasons.join("\n"), reports.join("\n"))
+    }
+}
+
+#[test]
+fn a_group_founds_itself_and_everybody_serves() {
+    let group = Group::new(4);
+    for number in 1..=4 {
+        assert_eq!(group.host_of(number), Some(format!("S{number}")), "{}", group.story());
+    }
+    assert!(group.lines("Operation").contains(&"P1, S1, S2".to_owned()));
+    assert_eq!(group.lines("Problem"), [""; 0]);
+}
+
+#[test]
+fn a_dead_server_is_played_by_one_other_and_takes_its_place_again() {
+    let mut group = Group::new(4);
+    group.power_off("S2");
+    let took_ms = group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    assert_eq!(group.host_of(2).as_deref(), Some("S1"), "the least busy one");
+    assert!(took_ms < 3_500, "{took_ms} ms\n{}", group.story());
+    group.run(1_000);
+    assert_eq!(group.lines("Problem"), ["S2b, S2, S1"]);
+    assert_eq!(group.lines("Group"), ["S1", "S3", "S4"]);
+    assert_eq!(group.recoveries(), 1);
+    group.power_on("S2");
+    group.wait("S2 serves itself", 10_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    group.wait("the story ends", 5_000, |group| group.lines("Recovery").is_empty());
+    assert_eq!(group.lines("Problem"), [""; 0]);
+    assert_eq!(group.lines("Flag").len(), 4);
+    let guest = &group.servers[0].guests["original-1"].0;
+    assert_eq!((guest.state, guest.token), (GuestState::Suspended, 0));
+}
+
+#[test]
+fn a_service_that_fails_is_played_at_once_for_its_server_lets_go() {
+    let mut group = Group::new(4);
+    group.servers[1].serves = false;
+    let took_ms = group.wait("S2 is played", 4_000, |group| group.host_of(2).is_some_and(|host| host != "S2"));
+    assert!(took_ms < 2_000, "{took_ms} ms\n{}", group.story());
+    group.run(10_000);
+    assert_ne!(group.host_of(2).as_deref(), Some("S2"), "its own service is still dead");
+    group.servers[1].serves = true;
+    group.wait("S2 serves itself", 10_000, |group| group.host_of(2).as_deref() == Some("S2"));
+}
+
+#[test]
+fn when_the_host_of_a_stand_in_dies_both_are_played() {
+    let mut group = Group::new(5);
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    let host = group.host_of(2).unwrap();
+    group.power_off(&host);
+    let number: u8 = host[1..].parse().unwrap();
+    group.wait("both are played", 10_000, |group| group.host_of(2).is_some() && group.host_of(number).is_some());
+    assert_ne!(group.host_of(2), group.host_of(number));
+}
+
+#[test]
+fn neighbours_that_fail_together_are_played_on_different_hosts() {
+    let mut group = Group::new(6);
+    for name in ["S2", "S3", "S4"] {
+        group.power_off(name);
+    }
+    group.wait("all are played", 10_000, |group| (2..=4).all(|number| group.host_of(number).is_some()));
+    let hosts: BTreeSet<_> = (2..=4).map(|number| group.host_of(number)).collect();
+    assert_eq!(hosts.len(), 3, "{}", group.story());
+}
+
+#[test]
+fn a_server_that_is_cut_off_steps_down_before_it_is_played() {
+    let mut group = Group::new(4);
+    group.cut("S2", true);
+    group.wait("S2 is played", 8_000, |group| group.host_of(2).is_some_and(|host| host != "S2"));
+    group.run(2_000);
+    group.cut("S2", false);
+    group.wait("S2 serves itself", 10_000, |group| group.host_of(2).as_deref() == Some("S2"));
+}
+
+#[test]
+fn a_group_shrinks_to_its_last_server() {
+    let mut group = Group::new(4);
+    for name in ["S4", "S3", "S2"] {
+        group.power_off(name);
+        let number: u8 = name[1..].parse().unwrap();
+        group.run(12_000);
+        if name == "S4" {
+            assert!(group.host_of(number).is_some());
+        }
+    }
+    assert_eq!(group.lines("Group"), ["S1"], "{}", group.story());
+}
