@@ -19,7 +19,9 @@ const SCRIBE_PATIENCE_US: u64 = 2_000_000;
 impl Management {
     pub(super) fn keep_records(&mut self, turn: &mut Turn) {
         let Some(last) = self.chain.decisions().last().cloned() else { return };
-        if turn.scene.lifecycle < Lifecycle::Ready || !self.in_group() || !self.is_scribe(turn, &last) {
+        // Without a lease it may have missed the latest decisions.
+        let is_current = self.in_group() && self.lease_left_ms(turn.now_us()) > 0;
+        if turn.scene.lifecycle < Lifecycle::Ready || !is_current || !self.is_scribe(turn, &last) {
             return;
         }
         let reason = format!("decision {}: {}", last.slot, last.reason);

@@ -241,7 +241,8 @@ impl Management {
         let is_free = self.stand_ins.guests.get(&original).is_some_and(|guest| {
             guest.token == 0 && (guest.state == GuestState::Suspended || guest.target.as_ref() == Some(&target))
         });
-        if is_free && self.in_group() && !self.wanted_here().contains_key(&original) {
+        let is_wanted = self.stand_ins.warm.get(&original).is_some_and(|warm| warm.target != target);
+        if is_free && !is_wanted && self.in_group() && !self.wanted_here().contains_key(&original) {
             let until_us = turn.now_us() + WARM_UP_US;
             self.stand_ins.warm.insert(original, Warm { target, until_us });
         }

@@ -71,7 +71,9 @@ impl Management {
                 self.judge(turn, verdict);
             }
         }
-        if turn.scene.lifecycle != Lifecycle::Operating || !self.in_group() {
+        // Without a lease it may have missed the latest decisions.
+        let is_current = self.in_group() && self.lease_left_ms(turn.now_us()) > 0;
+        if turn.scene.lifecycle != Lifecycle::Operating || !is_current {
             return;
         }
         let members: Vec<Member> =

@@ -28,6 +28,8 @@ pub(super) struct Target {
     pub(super) suspect_us: Option<u64>,
     /// `Suspected` was put out.
     pub(super) suspected: bool,
+    /// It has been in order once.
+    pub(super) was_healthy: bool,
     pub(super) judged: Option<Failure>,
     pub(super) told: Option<(ServerName, Health)>,
 }
@@ -59,6 +61,7 @@ impl Target {
             since_us: now_us,
             suspect_us: None,
             suspected: false,
+            was_healthy: false,
             judged: None,
             told: None,
         }
@@ -135,11 +138,14 @@ impl Target {
             self.health = health;
             self.since_us = now_us;
         }
+        self.was_healthy |= health == Health::Healthy;
         let (target, host) = (self.watched.target.clone(), self.watched.host.clone());
         match health {
             Health::Suspect | Health::Failed(_) if !self.suspected => {
                 self.suspected = true;
-                out.push(Output::Suspected { target, host });
+                if self.was_healthy {
+                    out.push(Output::Suspected { target, host });
+                }
             }
             Health::Healthy | Health::Blind(_) if self.suspected => {
                 self.suspected = false;
