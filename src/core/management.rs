@@ -48,10 +48,14 @@ use super::ring::Ring;
 use super::schema::file;
 use super::watch::{self, Assignment, Watch};
 
+/// The author of what the daemon wants by itself.
+const AUTHOR: &str = "p2pdb";
 /// A change of a file that was submitted is not submitted again for so long, in microseconds.
 const EDIT_PATIENCE_US: u64 = 1_000_000;
 /// How often the lease is renewed: so many times in its length.
 const LEASE_RENEWALS: u64 = 5;
+/// The same while this server holds no address: it only has to know that it has missed no decision.
+const LEASE_RENEWALS_IDLE: u64 = 2;
 
 /// What management sees of the node that it is a part of.
 pub(in crate::core) struct Scene<'a> {
@@ -389,7 +393,9 @@ impl Management {
             return;
         }
         let now_us = turn.now_us();
-        self.next_lease_us = now_us + self.config.lease_ms * 1000 / LEASE_RENEWALS;
+        let holds = self.own.held().is_some() || self.stand_ins.holds();
+        let renewals = if holds { LEASE_RENEWALS } else { LEASE_RENEWALS_IDLE };
+        self.next_lease_us = now_us + self.config.lease_ms * 1000 / renewals;
         let open_slot = self.chain.memory().open_slot();
         let request = self.lease.request(open_slot, now_us);
         let LeaseMessage::Request { number, .. } = request else { return };

@@ -59,6 +59,10 @@ impl StandIns {
         }
     }
 
+    pub fn holds(&self) -> bool {
+        self.guests.values().any(|guest| guest.state == GuestState::Serving)
+    }
+
     fn is_busy(&self, original: &str) -> bool {
         self.orders.values().any(|(busy, ..)| busy == original)
     }

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Failback, Hook, LookId, Management, ManagementOutput, Turn};
+use super::takeovers::first_out;
+use super::{AUTHOR, Failback, Hook, LookId, Management, ManagementOutput, Turn};
 use crate::core::chain::{ChainInput, Standing, Wish};
 use crate::core::check::Check;
-use crate::core::decision::{Act, Slot};
+use crate::core::decision::{Act, Decision, Slot};
 use crate::core::id::ServerName;
 use crate::core::io::Ticket;
 use crate::core::lifecycle::Lifecycle;
@@ -25,6 +26,10 @@ const PAUSE_US: u64 = 500_000;
 const HEALTHY_MS: u64 = 1_000;
 /// How often the ways that lead back are tried again, in microseconds.
 const TRY_US: u64 = 1_000_000;
+/// Returns are counted over so long, in milliseconds.
+const FLAP_MS: u64 = 600_000;
+/// How long after its failure a server waits that has returned once before in that time; doubled with each, in milliseconds.
+const RETURN_PAUSE_MS: u64 = 5_000;
 /// How long a member must be missing from the file `Server` before it is taken for removed, in microseconds.
 const MISSING_US: u64 = 5_000_000;
 
@@ -99,7 +104,7 @@ impl Management {
         if self.standing.wish.is_some() || turn.now_us() < self.standing.next_wish_us {
             return;
         }
-        let author = self.standing.back.asked_by.clone().unwrap_or_else(|| "p2pdb".into());
+        let author = self.standing.back.asked_by.clone().unwrap_or_else(|| AUTHOR.into());
         let ticket = self.number();
         self.standing.wish = Some((ticket, act.clone()));
         self.drive_chain(turn, ChainInput::Wish { ticket, wish: Wish { author, reason, act } });
@@ -193,6 +198,12 @@ impl Management {
             if turn.record(file::MAINTENANCE, &me).is_some() {
                 return Some("for the end of its maintenance".into());
             }
+            if let Some(author) = self.out_by().filter(|author| author != AUTHOR) {
+                return Some(format!("for an operator, as {author} had it recovered"));
+            }
+        }
+        if let Some(left_ms) = self.return_pause_ms(turn).filter(|_| !asked) {
+            return Some(format!("because it came back and failed again before, {} s more", left_ms.div_ceil(1000)));
         }
         if self.own.may_hold() {
             return Some("for its own address to be released".into());
@@ -220,6 +231,34 @@ impl Management {
             };
         }
         None
+    }
+
+    /// A server that fails again and again after its return comes back later each time.
+    fn return_pause_ms(&self, turn: &Turn) -> Option<u64> {
+        let about_me = self.chain.decisions().iter().rev();
+        let since_ms = turn.now.wall_ms.saturating_sub(FLAP_MS);
+        let recent = about_me.take_while(|decision| decision.wall_ms >= since_ms);
+        let is_return = |decision: &&std::sync::Arc<Decision>| matches!(&decision.act, Act::Return { target, .. } if *target == self.config.me);
+        let returns = recent.filter(is_return).count() as u32;
+        let pause_ms = RETURN_PAUSE_MS.saturating_mul(1 << returns.min(6)) * u64::from(returns > 0);
+        let left_ms = (self.out_since_ms() + pause_ms).saturating_sub(turn.now.wall_ms);
+        (left_ms > 0).then_some(left_ms)
+    }
+
+    /// The decision by which this server left the group.
+    fn out_by_decision(&self) -> Option<&Decision> {
+        let slot = first_out(&self.chain, &self.config.me);
+        let decision = slot.checked_sub(1).and_then(|at| self.chain.decisions().get(at as usize));
+        decision.map(AsRef::as_ref)
+    }
+
+    fn out_by(&self) -> Option<String> {
+        self.out_by_decision().map(|decision| decision.author.clone())
+    }
+
+    /// When this server left the group, by the wall clock of whoever decided.
+    fn out_since_ms(&self) -> u64 {
+        self.out_by_decision().map_or(0, |decision| decision.wall_ms)
     }
 
     fn own_service_waits(&mut self, turn: &mut Turn) -> Option<String> {

@@ -451,6 +451,8 @@ fn a_dead_server_is_played_by_one_other_and_takes_its_place_again() {
     assert_eq!(group.lines("Flag").len(), 4);
     let guest = &group.servers[0].guests["original-1"].0;
     assert_eq!((guest.state, guest.token), (GuestState::Suspended, 0));
+    let undone = group.reasons.iter().filter(|reason| reason.contains("S2: decision 4")).count();
+    assert_eq!(undone, 1, "whoever has missed a decision writes nothing\n{}", group.story());
 }
 
 #[test]
@@ -510,4 +512,93 @@ fn a_group_shrinks_to_its_last_server() {
         }
     }
     assert_eq!(group.lines("Group"), ["S1"], "{}", group.story());
+}
+
+#[test]
+fn a_stand_in_is_warmed_up_at_suspicion_and_put_back_if_nothing_comes_of_it() {
+    let mut group = Group::new(4);
+    let state = |group: &Group| group.servers[0].guests["original-1"].0.state;
+    group.servers[1].serves = false;
+    group.wait("the warm-up", 3_000, |group| state(group) == GuestState::Running);
+    group.servers[1].serves = true;
+    group.wait("it is put back", 20_000, |group| state(group) == GuestState::Suspended);
+    assert_eq!(group.recoveries(), 0, "{}", group.story());
+}
+
+#[test]
+fn a_server_that_fails_again_after_its_return_comes_back_later_each_time() {
+    let mut group = Group::new(4);
+    let mut away_ms = Vec::new();
+    for _ in 0..3 {
+        group.servers[1].serves = false;
+        group.wait("S2 is played", 5_000, |group| group.host_of(2).is_some_and(|host| host != "S2"));
+        group.servers[1].serves = true;
+        away_ms.push(group.wait("S2 is back", 40_000, |group| group.host_of(2).as_deref() == Some("S2")));
+        group.run(3_000);
+    }
+    assert!(away_ms.is_sorted() && away_ms[2] > away_ms[0] + 10_000, "{away_ms:?}");
+}
+
+#[test]
+fn nobody_is_recovered_in_maintenance_or_where_nothing_is_to_be_done() {
+    let mut group = Group::new(4);
+    group.set("Maintenance: S2, new disk");
+    group.power_off("S2");
+    group.run(8_000);
+    assert_eq!(group.recoveries(), 0);
+    group.records.retain(|(file, _), _| file.as_str() != "Maintenance");
+    group.remake();
+    group.wait("S2 is played", 3_000, |group| group.host_of(2).is_some());
+}
+
+#[test]
+fn an_operator_recovers_drains_and_lets_return() {
+    let mut group = Group::new(4);
+    let command = |group: &mut Group, command| {
+        let input = ManagementInput::Operator { ticket: 7, author: "alice".into(), command };
+        group.feed(0, Cause::Input(input));
+        group.run(100);
+        group.reasons.iter().rfind(|reason| reason.starts_with("answer")).cloned().unwrap()
+    };
+    let said = command(&mut group, OperatorCommand::Failback { target: server("S2") });
+    assert!(said.contains("S2 plays itself"), "{said}");
+    group.servers[1].serves = false;
+    let said = command(&mut group, OperatorCommand::Recover { target: server("S2"), host: Some(server("S4")) });
+    assert_eq!(said, "answer: Ok(\"S2 is recovered: decision 5\")");
+    group.wait("S2 is played on S4", 3_000, |group| group.host_of(2).as_deref() == Some("S4"));
+    group.run(1_000);
+    let said = command(&mut group, OperatorCommand::Drain { host: server("S4") });
+    assert_eq!(said, "answer: Ok(\"moving S2 to S1\")");
+    group.wait("S2 is played on S1", 3_000, |group| group.host_of(2).as_deref() == Some("S1"));
+    group.servers[1].serves = true;
+    group.run(5_000);
+    assert_eq!(group.host_of(2).as_deref(), Some("S1"), "whom an operator had recovered waits for one");
+    command(&mut group, OperatorCommand::Failback { target: server("S2") });
+    group.wait("S2 is back", 3_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    let said = command(&mut group, OperatorCommand::Recover { target: server("S9"), host: None });
+    assert!(said.contains("S9 is no member; members are S1, S4, S3, S2"), "{said}");
+}
+
+#[test]
+fn a_server_without_a_place_gets_one_when_a_host_is_free() {
+    let mut group = Group::new(3);
+    let original = |state: &str| format!("Original: S1, original-1, {state}, x");
+    group.set(&original("broken"));
+    group.records.retain(|(file, key), _| file.as_str() != "Original" || key.starts_with("S1"));
+    group.remake();
+    group.power_off("S2");
+    group.run(5_000);
+    assert_eq!(group.lines("Group"), ["S1", "S3"]);
+    assert_eq!(group.lines("Problem"), ["---, S2, ---"]);
+    group.set(&original("suspended"));
+    group.wait("S2 is played", 5_000, |group| group.host_of(2).as_deref() == Some("S1"));
+}
+
+#[test]
+fn an_installation_that_fails_is_made_elsewhere() {
+    let mut group = Group::new(4);
+    group.servers[0].guests.get_mut("original-1").unwrap().0.state = GuestState::Broken;
+    group.power_off("S2");
+    group.wait("S2 is played", 8_000, |group| group.host_of(2).as_deref() == Some("S3"));
+    assert_eq!(group.recoveries(), 2, "{}", group.story());
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::takeovers::first_out;
-use super::{Hook, HookId, HookRun, Management, ManagementMessage, ManagementOutput, Phase, RecoveryRow, Turn};
+use super::{AUTHOR, Hook, HookId, HookRun, Management, ManagementMessage, ManagementOutput, Phase, RecoveryRow, Turn};
 use crate::core::chain::{ChainInput, Wish, WishOutcome};
 use crate::core::decision::{Act, Decision, Place, REASON_BYTES_MAX, Slot};
 use crate::core::guest::GuestState;
@@ -31,6 +31,10 @@ const PAUSE_US: u64 = 500_000;
 const STUCK_US: u64 = 90_000_000;
 /// Between two restarts of the own service, in microseconds.
 const RESTART_US: u64 = 10_000_000;
+
+/// Placings of one target are counted over so long, in milliseconds; so many of them are made without a pause.
+const FLAP_MS: u64 = 600_000;
+const PLACINGS_FREE: usize = 3;
 
 #[derive(Default)]
 pub(super) struct Verdicts {
@@ -262,13 +266,27 @@ impl Management {
         if self.verdicts.wishes.contains_key(target) || turn.now_us() < pause_us {
             return;
         }
+        if replaces.is_some() && self.must_pause(turn, target) {
+            return;
+        }
         let (place, reason) = self.placed(turn, target, not, why);
         if place.is_none() && replaces.is_some() {
             return;
         }
         let ticket = self.number();
         self.verdicts.wishes.insert(target.clone(), ticket);
-        self.wish(turn, ticket, "p2pdb", target, place, replaces, reason);
+        self.wish(turn, ticket, AUTHOR, target, place, replaces, reason);
+    }
+
+    /// A target whose stand-ins fail one after the other gets the next one later each time.
+    fn must_pause(&self, turn: &Turn, target: &ServerName) -> bool {
+        let now_ms = turn.now.wall_ms;
+        let is_placing = |decision: &&std::sync::Arc<Decision>| matches!(&decision.act, Act::Recover { target: it, .. } if it == target);
+        let recent = self.chain.decisions().iter().rev().take_while(|it| it.wall_ms + FLAP_MS >= now_ms);
+        let placings: Vec<u64> = recent.filter(is_placing).map(|decision| decision.wall_ms).collect();
+        let over = placings.len().saturating_sub(PLACINGS_FREE).min(7) as u32;
+        let pause_ms = 1_000 * (1 << over) * u64::from(over > 0);
+        placings.first().is_some_and(|last_ms| now_ms < last_ms + pause_ms)
     }
 
     /// A place and the reason, with the figures; none for a server without an installation procedure.
