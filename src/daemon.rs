@@ -7,6 +7,7 @@
 
 mod condition;
 mod control;
+mod management;
 mod membership;
 mod originals;
 mod requests;
@@ -77,6 +78,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Bundle(#[from] crate::edge::bundles::BundleError),
     #[error(transparent)]
+    Decisions(#[from] crate::edge::decision_log::DecisionLogError),
+    #[error(transparent)]
     Originals(#[from] crate::edge::guests::OriginalsError),
     #[error("originals.driver is \"libvirt\" in p2pdb.toml, and this version has no such driver; write \"process\"")]
     Driver,
@@ -122,6 +125,7 @@ pub struct Daemon {
     checkpoints_out: BTreeMap<ServerName, tokio::task::JoinHandle<()>>,
     plain: PlainFiles,
     hosted: originals::Hosted,
+    managed: management::Managed,
     gauge: Option<condition::Gauge>,
     /// Files whose plain text is out of date, and when it may be made again.
     stale: BTreeSet<FileName>,
@@ -148,8 +152,14 @@ pub struct Daemon {
 /// Whatever keeps it from starting, and the loss of the log; nothing has been changed on disk in the first case.
 pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError> {
     let (command_sender, mut commands) = mpsc::channel(1024);
-    let start::Started { mut daemon, mut completions, mut mesh_events, mut plain_events, mut guest_reports } =
-        start::start(config, command_sender.clone()).await?;
+    let start::Started {
+        mut daemon,
+        mut completions,
+        mut mesh_events,
+        mut plain_events,
+        mut guest_reports,
+        mut management_events,
+    } = start::start(config, command_sender.clone()).await?;
     let socket = ControlSocket::bind(&daemon.config.directory, &daemon.config.control)?;
     let control = tokio::spawn(socket.serve(ControlHandler::new(command_sender)));
     let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
@@ -169,6 +179,8 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
                 Err(reason) => lost = Some(reason),
             },
             _ = ticks.tick() => daemon.tick(),
+            Some(event) = management_events.recv() => lost = daemon.management_event(event),
+            () = daemon.wake_due() => daemon.input(Input::Tick),
             Some(command) = commands.recv() => daemon.command(command),
             Some(event) = plain_events.recv() => daemon.plain_event(event),
             Some(report) = guest_reports.recv() => daemon.guest_report(report),
@@ -202,8 +214,12 @@ impl Daemon {
             stages::pass(Stage::Durable, entries.iter().filter(own).map(|sealed| sealed.id()));
             stages::pass(Stage::Replicated, entries.iter().filter(|sealed| !own(sealed)).map(|sealed| sealed.id()));
         }
-        let outputs = self.node.handle(self.clock.now(), input);
+        let now = self.clock.now();
+        let outputs = self.node.handle(now, input);
         carry_out(&mut self.world, outputs);
+        for output in std::mem::take(&mut self.world.management) {
+            self.manage(now, output);
+        }
         if let Some(entries) = appended {
             self.tell_watchers(&entries);
         }

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
+use super::management::FIRST_OWN_ORDER;
 use super::{Daemon, DaemonError};
 use crate::core::diff::Change;
 use crate::core::guest::{Guest, GuestAction, GuestOrder, GuestOutcome, GuestReport, GuestState, OrderId};
 use crate::core::id::{FileName, ServerName};
-use crate::core::io::Edit;
+use crate::core::io::{Edit, Input};
 use crate::core::lifecycle::Lifecycle;
+use crate::core::management::ManagementInput;
 use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::core::service::procedure_of;
@@ -35,7 +37,7 @@ type Then = Box<dyn FnOnce(&mut Daemon, GuestOutcome) + Send>;
 /// What the loop knows of the originals of this host.
 pub(super) struct Hosted {
     /// `None`: there are none, and there were none.
-    originals: Option<Originals>,
+    pub(super) originals: Option<Originals>,
     count: usize,
     guests: BTreeMap<String, Guest>,
     orders: BTreeMap<OrderId, Then>,
@@ -68,7 +70,7 @@ impl Hosted {
             count,
             guests: BTreeMap::new(),
             orders: BTreeMap::new(),
-            last_order: 0,
+            last_order: FIRST_OWN_ORDER,
             busy: BTreeSet::new(),
             preparing: Vec::new(),
             writing: false,
@@ -102,6 +104,10 @@ impl Hosted {
 
 impl Daemon {
     pub(super) fn guest_report(&mut self, report: GuestReport) {
+        let is_own = matches!(&report, GuestReport::Outcome { id, .. } if *id >= FIRST_OWN_ORDER);
+        if !is_own {
+            self.input(Input::Management(ManagementInput::Guest(report.clone())));
+        }
         match report {
             GuestReport::Changed(guest) => {
                 for (untold, _) in &mut self.hosted.preparing {

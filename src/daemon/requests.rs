@@ -55,6 +55,13 @@ impl Daemon {
             Request::OriginalsPrepare => return self.prepare_originals(reply),
             Request::OriginalsCheck => return self.check_originals(reply),
             Request::ProcedureTest { server } => return self.test_procedure(server, reply),
+            Request::Management => match self.management_report() {
+                Some(report) => Response::Management(Box::new(report)),
+                None => Response::failed("this server does not manage", ""),
+            },
+            Request::Operator { command, on_behalf_of } => {
+                return self.operator(command, peer.author(on_behalf_of.as_deref()), reply);
+            }
             Request::FileRead { .. } | Request::Conflicts { .. } | Request::Watch { .. } => {
                 Response::failed("this is answered by a stream", "")
             }

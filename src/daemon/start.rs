@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::condition::Gauge;
+use super::management::{Managed, ManagementEvent};
 use super::membership::next_run;
 use super::originals::Hosted;
 use super::requests::TOKENS_FOLDER;
@@ -54,6 +55,7 @@ pub(super) struct Started {
     pub mesh_events: mpsc::Receiver<MeshEvent>,
     pub plain_events: mpsc::Receiver<PlainEvent>,
     pub guest_reports: mpsc::UnboundedReceiver<GuestReport>,
+    pub management_events: mpsc::UnboundedReceiver<ManagementEvent>,
 }
 
 /// The cluster CA as the core asks it.
@@ -89,7 +91,9 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
     node_config.beat_ms = config.network.beat_ms;
     node_config.clock_offset_ms_max = config.clock.offset_ms_max;
     node_config.checkpoint_bytes = config.log.checkpoint_every_mib * 1024 * 1024;
-    let node = Node::new(node_config, certifier, signing, recovered);
+    let (event_sender, management_events) = mpsc::unbounded_channel();
+    let (managed, management) = Managed::start(&config, ca.cluster(), clock, event_sender)?;
+    let node = Node::new(node_config, certifier, signing, recovered).with_management(management);
 
     let mut mesh_config = MeshConfig::new(config.name.clone(), ca.cluster(), config.listen);
     mesh_config.keep_alive_ms = config.network.keep_alive_ms;
@@ -136,6 +140,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         checkpoints_out: BTreeMap::new(),
         plain,
         hosted,
+        managed,
         gauge: Gauge::start(&config),
         stale: BTreeSet::new(),
         next_show_us: 0,
@@ -154,7 +159,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         config,
         _lock: lock,
     };
-    Ok(Started { daemon, completions, mesh_events, plain_events, guest_reports })
+    Ok(Started { daemon, completions, mesh_events, plain_events, guest_reports, management_events })
 }
 
 struct Stored {

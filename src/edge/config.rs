@@ -17,7 +17,10 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::certificate::write_atomically;
+use crate::core::check::Preset;
 use crate::core::id::ServerName;
+use crate::core::management::{Failback, Hook};
+use crate::core::quorum::Policy;
 
 /// The name of the settings file in the daemon's directory.
 pub const FILE_NAME: &str = "p2pdb.toml";
@@ -71,6 +74,8 @@ pub struct Config {
     pub bundles: BundleConfig,
     pub service: ServiceConfig,
     pub originals: OriginalsConfig,
+    pub recovery: RecoveryConfig,
+    pub hooks: HooksConfig,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -155,6 +160,46 @@ pub enum Driver {
     Libvirt,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecoveryConfig {
+    pub policy: Policy,
+    /// `false`: failures are noticed and explained, and nothing is done about them.
+    pub act: bool,
+    pub failback: Failback,
+    #[serde(deserialize_with = "read_preset")]
+    pub preset: Preset,
+    /// This server votes, and manages nothing.
+    pub witness: bool,
+}
+
+/// Programs of the administrator; an empty list: none.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HooksConfig {
+    pub restart_service: Vec<String>,
+    pub restart_server: Vec<String>,
+    pub fence: Vec<String>,
+    pub notify: Vec<String>,
+    pub ready: Vec<String>,
+    pub deadline_ms: u64,
+}
+
+impl HooksConfig {
+    /// Those that are there.
+    pub fn commands(&self) -> BTreeMap<Hook, Vec<String>> {
+        let of = |hook: &Hook| match hook {
+            Hook::RestartService => &self.restart_service,
+            Hook::RestartServer => &self.restart_server,
+            Hook::Fence => &self.fence,
+            Hook::Notify => &self.notify,
+            Hook::Ready => &self.ready,
+        };
+        let commands = Hook::ALL.into_iter().map(|hook| (hook, of(&hook).clone()));
+        commands.filter(|(_, words)| !words.is_empty()).collect()
+    }
+}
+
 impl ServiceConfig {
     pub fn interface(&self) -> Option<String> {
         Some(self.interface.clone()).filter(|interface| !interface.is_empty())
@@ -183,6 +228,11 @@ pub enum Kind {
     Interface,
     IpOrNone,
     Driver,
+    Policy,
+    Failback,
+    Preset,
+    /// A program with its full path, and its arguments; empty for none.
+    Command,
 }
 
 /// One key of the settings file.
@@ -364,6 +414,83 @@ pub const KEYS: &[Key] = &[
         Kind::Integer { min: 0, max: 16 },
         "2",
         "How many original servers are kept ready on this host.",
+    ),
+    key(
+        "recovery",
+        "policy",
+        Kind::Policy,
+        "\"balanced\"",
+        "Who decides: \"strict\", more than half; \"balanced\", or exactly half with the first; \"paper\", all that are reached, which is unsafe in a partition. The same on all servers.",
+    ),
+    key(
+        "recovery",
+        "act",
+        Kind::Flag,
+        "true",
+        "false makes it a dry run: failures are noticed and explained, and nothing is done about them here.",
+    ),
+    key(
+        "recovery",
+        "failback",
+        Kind::Failback,
+        "\"auto\"",
+        "Whether this server takes its place by itself when it is back (\"auto\"), or when an operator says p2pdb failback (\"manual\").",
+    ),
+    key(
+        "recovery",
+        "preset",
+        Kind::Preset,
+        "\"fast\"",
+        "Where the options come from that records of Check leave out: \"fast\", a verdict within 2 s, or \"paper\", a question every 10 s.",
+    ),
+    key(
+        "recovery",
+        "witness",
+        Kind::Flag,
+        "false",
+        "This server only votes: it serves nothing, manages nothing and hosts nothing. See p2pdb witness.",
+    ),
+    key(
+        "hooks",
+        "restart_service",
+        Kind::Command,
+        "[]",
+        "Restarts this server's own service when it does not answer, such as [\"/usr/bin/systemctl\", \"restart\", \"nginx\"].",
+    ),
+    key(
+        "hooks",
+        "restart_server",
+        Kind::Command,
+        "[]",
+        "Tries to restart a server that has failed ($P2PDB_SERVER), such as by its management board; run by its manager.",
+    ),
+    key(
+        "hooks",
+        "fence",
+        Kind::Command,
+        "[]",
+        "Makes sure that a server that has failed ($P2PDB_SERVER) does not serve any more; run by its manager. Success ends its lease.",
+    ),
+    key(
+        "hooks",
+        "notify",
+        Kind::Command,
+        "[]",
+        "Tells people of a decision ($P2PDB_SERVER, $P2PDB_REASON); run by the server that proposed it.",
+    ),
+    key(
+        "hooks",
+        "ready",
+        Kind::Command,
+        "[]",
+        "Succeeds when this server's services are ready for its address, before it takes its place again; without it, its checks are asked at 127.0.0.1.",
+    ),
+    key(
+        "hooks",
+        "deadline_ms",
+        Kind::Integer { min: 100, max: 600_000 },
+        "30000",
+        "A hook that takes longer is killed, with all that it started.",
     ),
 ];
 
@@ -577,6 +704,12 @@ impl Kind {
             Kind::Interface => "the name of a network interface such as \"br0\", or \"\"".into(),
             Kind::IpOrNone => "an IP address such as \"10.0.0.1\", or \"\"".into(),
             Kind::Driver => "\"process\" or \"libvirt\"".into(),
+            Kind::Policy => "\"strict\", \"balanced\" or \"paper\"".into(),
+            Kind::Failback => "\"auto\" or \"manual\"".into(),
+            Kind::Preset => "\"fast\" or \"paper\"".into(),
+            Kind::Command => {
+                "a list of words, the first one the full path of a program, such as [\"/usr/local/sbin/fence\", \"now\"]; or []".into()
+            }
             Kind::Group => "the name or number of a unix group such as \"adm\", or \"\"".into(),
         }
     }
@@ -597,6 +730,13 @@ impl Kind {
             Kind::Interface => text.is_some_and(is_interface_name),
             Kind::IpOrNone => text.is_some_and(|text| text.is_empty() || text.parse::<IpAddr>().is_ok()),
             Kind::Driver => matches!(text, Some("process" | "libvirt")),
+            Kind::Policy => matches!(text, Some("strict" | "balanced" | "paper")),
+            Kind::Failback => matches!(text, Some("auto" | "manual")),
+            Kind::Preset => text.is_some_and(|text| Preset::parse(text).is_some()),
+            Kind::Command => value.as_array().is_some_and(|words| {
+                let first = words.first().map(|word| word.as_str().is_some_and(|word| word.starts_with('/')));
+                first.unwrap_or(true) && words.iter().all(Value::is_str)
+            }),
             Kind::Group => text.is_some_and(|text| !text.contains([':', ',', '\n'])),
         };
         good.then_some(()).ok_or(None)
@@ -692,6 +832,11 @@ fn parse_default(default: &str) -> Value {
 fn parse_peer(text: &str) -> Option<(ServerName, SocketAddr)> {
     let (name, address) = text.split_once('=')?;
     Some((ServerName::new(name.trim()).ok()?, check_listen(address.trim()).ok()?))
+}
+
+fn read_preset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Preset, D::Error> {
+    let word = String::deserialize(deserializer)?;
+    Preset::parse(&word).ok_or_else(|| de::Error::custom(Kind::Preset.wanted()))
 }
 
 fn read_peers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<ServerName, SocketAddr>, D::Error> {

@@ -165,6 +165,19 @@ pub enum OperatorCommand {
     Drain { host: ServerName },
 }
 
+impl OperatorCommand {
+    /// What is wanted, for a message to a person.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Found => "let the group look after itself".into(),
+            Self::Recover { target, .. } => format!("recover {target}"),
+            Self::Failback { target } => format!("let {target} take its place"),
+            Self::ConfirmDead { target } => format!("vouch for the death of {target}"),
+            Self::Drain { host } => format!("move the stand-ins away from {host}"),
+        }
+    }
+}
+
 /// What goes in.
 #[derive(Debug)]
 pub enum ManagementInput {

@@ -11,6 +11,7 @@ use super::status::{Status, as_text};
 use crate::core::diff::Change;
 use crate::core::id::{Digest, EntryId, FileName, ServerName};
 use crate::core::io::{Committed, Edit, Refusal, Wait};
+use crate::core::management::{ManagementReport, OperatorCommand};
 use crate::core::merge::{File, Files, Leaf, Register};
 use crate::core::record::Record;
 use crate::core::schema::file;
@@ -60,6 +61,10 @@ pub enum Request {
     OriginalsCheck,
     /// Runs a server's procedure in an original of this host, without the address. Answered by `Response::ProcedureTested`.
     ProcedureTest { server: ServerName },
+    /// What this server knows of watching, deciding and recovering. Answered by `Response::Management`.
+    Management,
+    /// What an operator wants of management. Answered by `Response::Operated` or `Response::Failed`.
+    Operator { command: OperatorCommand, on_behalf_of: Option<String> },
 }
 
 impl Request {
@@ -74,7 +79,8 @@ impl Request {
             | Request::BundleList
             | Request::CertificateShow
             | Request::Watch { .. }
-            | Request::Originals => false,
+            | Request::Originals
+            | Request::Management => false,
             Request::FileEdit(_)
             | Request::Resolve(_)
             | Request::BundlePut(_)
@@ -84,7 +90,8 @@ impl Request {
             | Request::Shutdown
             | Request::OriginalsPrepare
             | Request::OriginalsCheck
-            | Request::ProcedureTest { .. } => true,
+            | Request::ProcedureTest { .. }
+            | Request::Operator { .. } => true,
         }
     }
 
@@ -118,6 +125,8 @@ impl Request {
             Request::OriginalsPrepare => "prepare the original servers".into(),
             Request::OriginalsCheck => "check the original servers".into(),
             Request::ProcedureTest { server } => format!("test the procedure of {server}"),
+            Request::Management => "show what is watched and recovered".into(),
+            Request::Operator { command, .. } => command.describe(),
         }
     }
 }
@@ -230,6 +239,11 @@ pub enum Response {
     Originals(Vec<OriginalView>),
     OriginalsChecked(Vec<OriginalCheck>),
     ProcedureTested(ProcedureTest),
+    Management(Box<ManagementReport>),
+    /// It is done, or under way: in words.
+    Operated {
+        what: String,
+    },
 }
 
 impl Response {
