@@ -23,7 +23,23 @@ pub struct DaemonArgs {
 }
 
 pub fn run(args: DaemonArgs) -> Outcome {
-    let config = Config::load(&args.directory.directory)?;
+    run_as(args, false)
+}
+
+/// Runs a daemon that only votes.
+pub fn run_witness(args: DaemonArgs) -> Outcome {
+    run_as(args, true)
+}
+
+fn run_as(args: DaemonArgs, witness: bool) -> Outcome {
+    let mut config = Config::load(&args.directory.directory)?;
+    if witness && config.service.interface().is_some() {
+        return Err(Failure::input(
+            "a witness serves nothing, and p2pdb.toml names a service.interface",
+            "take the line out, or run p2pdb daemon",
+        ));
+    }
+    config.recovery.witness |= witness;
     let filter = EnvFilter::try_new(&args.log)
         .map_err(|error| Failure::input(format!("--log {}: {error}", args.log), "give a level such as info"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

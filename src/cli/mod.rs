@@ -7,6 +7,7 @@ mod bench;
 mod bundle;
 mod cert;
 mod daemon;
+mod decisions;
 mod doctor;
 mod dump;
 mod edits;
@@ -17,6 +18,7 @@ mod init;
 mod join;
 mod log;
 mod manual;
+mod operate;
 mod original;
 mod output;
 mod paper;
@@ -28,6 +30,7 @@ mod status;
 mod time;
 mod token;
 mod verify;
+mod why;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -99,8 +102,26 @@ enum Command {
     Cert(cert::CertCommand),
     /// Run the daemon in the foreground
     Daemon(daemon::DaemonArgs),
+    /// Run a daemon that only votes, on a machine that serves nothing
+    Witness(daemon::DaemonArgs),
     /// Show how this server and its cluster are
     Status(status::StatusArgs),
+    /// What happened to a server, step by step, and what it waits for
+    Why(why::WhyArgs),
+    /// The decisions that were made: who is in the group, who was recovered where, who came back
+    Decisions(decisions::DecisionsArgs),
+    /// Let a group that has only shared files look after itself; said once, on one server
+    Found(operate::FoundArgs),
+    /// Have a server played by a stand-in now, however it looks
+    Recover(operate::RecoverArgs),
+    /// Let a server that is back take its place
+    Failback(operate::ServerArgs),
+    /// Vouch that a server does not serve any more, so that nobody waits for its lease
+    ConfirmDead(operate::ConfirmDeadArgs),
+    /// Move all stand-ins away from a host, and give it no more
+    Drain(operate::ServerArgs),
+    /// Show, begin or end the maintenance of servers
+    Maintenance(operate::MaintenanceArgs),
     /// Say what is wrong with this machine and its group, and what to do; exit code 1 if something is
     Doctor(doctor::DoctorArgs),
     /// Read and change the management files
@@ -167,7 +188,16 @@ impl Command {
             Command::Join(args) => join::run(args, session),
             Command::Cert(command) => cert::run(command, session),
             Command::Daemon(args) => daemon::run(args),
+            Command::Witness(args) => daemon::run_witness(args),
             Command::Status(args) => status::run(args, session),
+            Command::Why(args) => why::run(args, session),
+            Command::Decisions(args) => decisions::run(args, session),
+            Command::Found(args) => operate::found(&args, session),
+            Command::Recover(args) => operate::recover(args, session),
+            Command::Failback(args) => operate::failback(args, session),
+            Command::ConfirmDead(args) => operate::confirm_dead(args, session),
+            Command::Drain(args) => operate::drain(args, session),
+            Command::Maintenance(args) => operate::maintenance(args, session),
             Command::Doctor(args) => doctor::run(args, session),
             Command::Files(command) => files::run(command, session),
             Command::Bundle(command) => bundle::run(command, session),

@@ -4,6 +4,7 @@
 //! Slot n+1 is decided by the electorate as of slot n, so the electorate changes by decision only. What the decisions
 //! make of the group is [`super::roster`].
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,39 @@ pub enum Act {
     Recover { target: ServerName, place: Option<Place>, manager: ServerName, replaces: Option<Slot> },
     /// The server plays itself again: its stand-in has to let go of the address first.
     Return { target: ServerName, incarnation: Incarnation },
+}
+
+impl Act {
+    /// The server that it is about.
+    pub fn server(&self) -> &ServerName {
+        match self {
+            Act::Found { founder: server, .. }
+            | Act::Admit { server, .. }
+            | Act::Remove { server }
+            | Act::Witness { name: server, .. }
+            | Act::Recover { target: server, .. }
+            | Act::Return { target: server, .. } => server,
+        }
+    }
+}
+
+impl fmt::Display for Act {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Act::Found { founder, .. } => write!(out, "{founder} begins the group"),
+            Act::Admit { server, .. } => write!(out, "{server} is in the group"),
+            Act::Remove { server } => write!(out, "{server} is removed for good"),
+            Act::Witness { name, .. } => write!(out, "{name} votes as a witness"),
+            Act::Recover { target, place: Some(place), replaces, .. } => {
+                let again = if replaces.is_some() { "from now on " } else { "" };
+                write!(out, "{target} is {again}played by {} on {}", place.original, place.host)
+            }
+            Act::Recover { target, place: None, .. } => {
+                write!(out, "{target} is out of the group, and nobody can play it")
+            }
+            Act::Return { target, .. } => write!(out, "{target} takes its place again"),
+        }
+    }
 }
 
 /// Where a stand-in runs: an original server of a host.

@@ -201,7 +201,7 @@ impl Daemon {
     }
 
     fn decided(&mut self, decision: &Decision) {
-        info!(decision = decision.slot, by = %decision.by, "decided: {}", words(&decision.act));
+        info!(decision = decision.slot, by = %decision.by, "decided: {}", decision.act);
         if matches!(decision.act, Act::Found { .. }) {
             self.found_or_update_own_record();
         }
@@ -263,18 +263,4 @@ pub(super) const FIRST_OWN_ORDER: OrderId = 1 << 63;
 
 fn no_network() -> String {
     "this host has no service network; set service.interface in p2pdb.toml and restart the daemon".into()
-}
-
-fn words(act: &Act) -> String {
-    match act {
-        Act::Found { founder, .. } => format!("{founder} begins the group"),
-        Act::Admit { server, .. } => format!("{server} is admitted"),
-        Act::Remove { server } => format!("{server} is removed"),
-        Act::Witness { name, .. } => format!("{name} is a witness"),
-        Act::Recover { target, place: Some(place), .. } => {
-            format!("{target} is played by {} on {}", place.original, place.host)
-        }
-        Act::Recover { target, place: None, .. } => format!("{target} is out of the group, and no host can play it"),
-        Act::Return { target, .. } => format!("{target} takes its place again"),
-    }
 }

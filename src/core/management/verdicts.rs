@@ -385,14 +385,7 @@ impl Management {
             }
         }
         if decision.by == me && self.config.hooks.contains(&Hook::Notify) {
-            let server = match &decision.act {
-                Act::Found { founder: server, .. }
-                | Act::Admit { server, .. }
-                | Act::Remove { server }
-                | Act::Witness { name: server, .. }
-                | Act::Recover { target: server, .. }
-                | Act::Return { target: server, .. } => server,
-            };
+            let server = decision.act.server();
             self.run_hook(turn, Hook::Notify, server, format!("decision {}: {}", decision.slot, decision.reason));
         }
     }
