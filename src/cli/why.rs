@@ -32,6 +32,9 @@ pub struct WhyArgs {
     directory: DirectoryArgs,
 }
 
+/// Steps that are so close together may be written in any order.
+const SAME_MOMENT_MS: u64 = 100;
+
 /// One step of the story.
 #[derive(Debug, Clone, Serialize)]
 struct Step {
@@ -96,7 +99,8 @@ fn read_steps(args: &WhyArgs, chain: &[std::sync::Arc<Decision>]) -> Result<Vec<
             number += 1;
             step.time_ms = entry.time.wall_ms();
             step.by = entry.id.stream.origin.clone();
-            if step.detail.is_empty() {
+            // What a decision has led to needs no second explanation.
+            if step.detail.is_empty() && !entry.reason.starts_with("decision ") {
                 step.detail = entry.reason.clone();
             }
             found.insert((step.time_ms, entry.time, number), step);
@@ -114,11 +118,21 @@ fn read_steps(args: &WhyArgs, chain: &[std::sync::Arc<Decision>]) -> Result<Vec<
             what: format!("decision {}{by}: {}", decision.slot, decision.act),
             detail: decision.reason.clone(),
             begins: matches!(&decision.act, Act::Recover { replaces: None, .. })
-                && !was_detected(&found, decision.wall_ms),
+                && !was_detected(&found, decision.wall_ms + SAME_MOMENT_MS),
         };
-        found.insert((step.time_ms, Timestamp(u64::MAX), number), step);
+        let mut key = (step.time_ms, Timestamp(u64::MAX), number);
+        // The entry that tells of the failure and the wish are of the same moment; the failure comes first.
+        let soon = found.range(key..=(step.time_ms + SAME_MOMENT_MS, Timestamp(u64::MAX), u32::MAX));
+        if let Some((later, _)) = soon.rev().find(|(_, step)| step.begins).filter(|_| is_recovery(decision)) {
+            key = (later.0, later.1, number);
+        }
+        found.insert(key, step);
     }
     Ok(found.into_values().collect())
+}
+
+fn is_recovery(decision: &Decision) -> bool {
+    matches!(&decision.act, Act::Recover { .. })
 }
 
 /// Whether a failure was written down shortly before a decision.
@@ -223,7 +237,9 @@ fn show(story: &Story, session: &mut Session) -> Result<(), Failure> {
         let style = if step.begins { Style::Bad } else { Style::Modified };
         let what = output.paint(style, printable(&step.what));
         output.line(format_args!("  {time}  {after:>10}  {:<8} {what}", step.by))?;
-        detail(output, &step.detail)?;
+        // A decision gives the reason again, and then its figures.
+        let told = before.map_or("", |before| before.detail.as_str());
+        detail(output, step.detail.strip_prefix(told).filter(|_| !told.is_empty()).unwrap_or(&step.detail))?;
         before = Some(step);
     }
     for work in &story.waits {
