@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Session;
 use super::error::{Answer, Failure, Outcome};
 use super::output::progress;
-use crate::sim::{Options, Report, run as run_seeds, scenario};
+use crate::sim::{Kind, Options, Report, run as run_seeds, scenario};
 
 /// Seeds between two looks at the progress.
 const SEEDS_AT_ONCE: u64 = 200;
@@ -22,6 +22,9 @@ pub struct SimulateArgs {
     /// A scenario file, such as those in tests/scenarios; without one, runs with random faults
     #[arg(conflicts_with_all = ["seed", "runs"])]
     scenario: Option<PathBuf>,
+    /// Runs of a group that looks after itself: failures, decisions, stand-ins, returns
+    #[arg(long, conflicts_with = "scenario")]
+    management: bool,
     /// The first seed; the same seed is the same run everywhere
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
@@ -62,7 +65,8 @@ fn runs(args: &SimulateArgs, session: &mut Session) -> Outcome {
     let mut done = 0;
     while done < args.runs {
         let runs = SEEDS_AT_ONCE.min(args.runs - done);
-        let options = Options { threads, ..Options::new(args.seed + done, runs) };
+        let kind = if args.management { Kind::Management } else { Kind::Files };
+        let options = Options { threads, kind, ..Options::new(args.seed + done, runs) };
         let Report { runs, simulated_us, steps, entries, failures } = run_seeds(options);
         total.runs += runs;
         total.simulated_us += simulated_us;

@@ -37,12 +37,14 @@ use super::chain::{Chain, ChainConfig, ChainInput, ChainMessage, ChainOutput, Me
 use super::clock::Now;
 use super::decision::{Decision, Slot};
 use super::diff::Change;
+use super::flaw::Flaw;
 use super::guest::GuestReport;
 use super::id::{FileName, ServerName};
 use super::io::{Edit, Message, Ticket};
 use super::lease::{Grants, Lease, LeaseMessage};
 use super::lifecycle::Lifecycle;
 use super::merge::Files;
+use super::quorum::Policy;
 use super::record::Record;
 use super::ring::Ring;
 use super::schema::file;
@@ -143,8 +145,12 @@ pub struct Management {
 impl Management {
     /// `memory` is what `Decision.dat` holds.
     pub fn new(config: ManagementConfig, memory: Memory) -> Self {
+        let policy = match config.flaw {
+            Some(Flaw::PlaceWithoutChain) => Policy::Paper,
+            _ => config.policy,
+        };
         let chain = ChainConfig {
-            policy: config.policy,
+            policy,
             flaw: config.flaw,
             ..ChainConfig::new(config.me.clone(), config.incarnation, config.seed)
         };

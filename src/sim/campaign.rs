@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::faults::{Plan, Profile};
+use super::faults::{Kind, Plan, Profile};
+use super::outages::Outages;
 use crate::core::flaw::Flaw;
 
 /// Which runs to make.
@@ -13,6 +14,7 @@ pub struct Options {
     pub first_seed: u64,
     pub runs: u64,
     pub threads: usize,
+    pub kind: Kind,
     pub flaw: Option<Flaw>,
     /// Stop at the first failure instead of collecting all.
     pub stop_early: bool,
@@ -20,7 +22,7 @@ pub struct Options {
 
 impl Options {
     pub fn new(first_seed: u64, runs: u64) -> Self {
-        Self { first_seed, runs, threads: 1, flaw: None, stop_early: false }
+        Self { first_seed, runs, threads: 1, kind: Kind::Files, flaw: None, stop_early: false }
     }
 }
 
@@ -38,6 +40,7 @@ pub struct Failure {
     /// The last events before it.
     pub timeline: Vec<String>,
     pub flaw: Option<Flaw>,
+    pub kind: Kind,
 }
 
 impl fmt::Display for Failure {
@@ -53,6 +56,9 @@ impl fmt::Display for Failure {
         }
         match self.flaw {
             Some(flaw) => write!(out, "deliberate fault: {flaw:?}"),
+            None if self.kind == Kind::Management => {
+                write!(out, "repeat it with: p2pdb simulate --management --seed {}", self.seed)
+            }
             None => write!(out, "repeat it with: p2pdb simulate --seed {}", self.seed),
         }
     }
@@ -81,9 +87,18 @@ pub struct Report {
 
 /// Makes one run. A run that fails is made once more with a timeline.
 pub fn run_seed(seed: u64, profile: Profile) -> Outcome {
-    let mut plan = Plan::new(seed, profile);
-    plan.run();
-    let cluster = &plan.cluster;
+    let cluster = match profile.kind {
+        Kind::Files => {
+            let mut plan = Plan::new(seed, profile);
+            plan.run();
+            plan.cluster
+        }
+        Kind::Management => {
+            let mut outages = Outages::new(seed, profile);
+            outages.run();
+            outages.cluster
+        }
+    };
     let failure = cluster.oracle.violation().map(|violation| Failure {
         seed,
         oracle: violation.oracle,
@@ -91,6 +106,7 @@ pub fn run_seed(seed: u64, profile: Profile) -> Outcome {
         at_us: cluster.now_us,
         timeline: cluster.timeline().cloned().collect(),
         flaw: profile.flaw,
+        kind: profile.kind,
     });
     if failure.is_some() && !profile.timeline {
         return run_seed(seed, Profile { timeline: true, ..profile });
@@ -110,7 +126,8 @@ pub fn run(options: Options) -> Report {
             if run >= options.runs || (options.stop_early && run > failed.load(Ordering::Relaxed)) {
                 return;
             }
-            let outcome = run_seed(options.first_seed + run, Profile { flaw: options.flaw, timeline: false });
+            let outcome =
+                run_seed(options.first_seed + run, Profile { kind: options.kind, flaw: options.flaw, timeline: false });
             if outcome.failure.is_some() {
                 failed.fetch_min(run, Ordering::Relaxed);
             }

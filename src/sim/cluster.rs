@@ -14,15 +14,20 @@ use super::certifier::Authority;
 use super::disk::Disk;
 use super::doors::Desk;
 use super::host::{Host, Started};
+use super::machine::Machine;
 use super::network::{Frame, Network, Silence};
 use super::oracle::Oracle;
 use super::random::Random;
 use super::time::{HostClock, MILLISECOND_US, SECOND_US};
+use crate::core::decision::{Decision, ServiceAddress, Slot};
+use crate::core::guest::{GuestOrder, GuestReport};
 use crate::core::id::{ClusterId, ServerName};
 use crate::core::io::{Committed, Input, Output, Refusal, Ticket, Transaction, Wait};
+use crate::core::management::{AddressOrder, LookId, Management, ManagementConfig, ManagementInput};
 use crate::core::node::{Node, NodeConfig};
 use crate::core::oplog::Certifier;
 use crate::core::priority::Class;
+use crate::core::quorum::Policy;
 use crate::core::version::Vector;
 use crate::ports::{LogRead, carry_out};
 
@@ -47,6 +52,18 @@ pub struct Settings {
     pub clocks_differ: bool,
     /// Whether a timeline is kept.
     pub timeline: bool,
+    /// How the group looks after itself; `None`: it only shares files.
+    pub management: Option<Managed>,
+}
+
+/// How a simulated group looks after itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Managed {
+    /// Original servers of each host.
+    pub originals: usize,
+    pub policy: Policy,
+    /// The last host is a witness.
+    pub witness: bool,
 }
 
 /// What happens at a moment.
@@ -95,6 +112,35 @@ pub enum Event {
     Dial {
         one: usize,
         other: usize,
+    },
+    /// Votes are on disk.
+    Persisted {
+        host: usize,
+        life: u32,
+    },
+    Managed {
+        host: usize,
+        life: u32,
+        input: Box<ManagementInput>,
+    },
+    Guest {
+        host: usize,
+        life: u32,
+        order: GuestOrder,
+        begun_us: u64,
+    },
+    Address {
+        host: usize,
+        life: u32,
+        order: AddressOrder,
+        begun_us: u64,
+    },
+    Looked {
+        host: usize,
+        life: u32,
+        id: LookId,
+        address: ServiceAddress,
+        seen: bool,
     },
 }
 
@@ -145,6 +191,12 @@ pub struct Cluster {
     /// Links that were broken because of what a peer sent: who broke it, with whom, why.
     pub(super) disconnected: Vec<(usize, usize, String)>,
     pub(super) cluster: ClusterId,
+    /// What was decided, as whoever learned of it first knows it.
+    pub(super) chain: BTreeMap<Slot, Arc<Decision>>,
+    /// Rows of originals on their way, and whose.
+    pub(super) telling: BTreeMap<Ticket, usize>,
+    /// What operators were answered.
+    pub(super) operated: Vec<Result<String, String>>,
     /// Entries frames that arrive with a flipped bit, in a thousand.
     pub(super) corrupt_permille: u64,
     planned: BinaryHeap<Reverse<Planned>>,
@@ -160,6 +212,8 @@ impl Cluster {
     pub fn new(settings: Settings) -> Self {
         let mut random = Random::new(settings.seed);
         let authority = Authority::new(random.bytes());
+        // Of its own, so that the seeds of the files plane stay what they were.
+        let mut machine_random = Random::new(settings.seed ^ 0x3ac);
         let hosts = (0..settings.hosts).map(|index| {
             let name = ServerName::new(&format!("S{}", index + 1)).expect("a letter and a number are a name");
             let key = SigningKey::from_bytes(&random.bytes());
@@ -170,7 +224,9 @@ impl Cluster {
                 clock.drift_ppm = random.below(400) as i64 - 200;
             }
             let disk = Disk { sync_us: settings.sync_us, ..Disk::default() };
-            Host::new(name, key, certificate, clock, disk)
+            let originals = settings.management.map_or(0, |managed| managed.originals);
+            let machine = Machine::new(originals, &mut machine_random);
+            Host::new(name, key, certificate, clock, disk, machine)
         });
         let hosts: Vec<_> = hosts.collect();
         let mut cluster = Self {
@@ -185,6 +241,9 @@ impl Cluster {
             asked: BTreeMap::new(),
             answers: BTreeMap::new(),
             disconnected: Vec::new(),
+            chain: BTreeMap::new(),
+            telling: BTreeMap::new(),
+            operated: Vec::new(),
             corrupt_permille: 0,
             planned: BinaryHeap::new(),
             sequence: 0,
@@ -244,7 +303,11 @@ impl Cluster {
 
     /// Makes the first host found the cluster: the transaction that names all its servers.
     pub fn found(&mut self, members: usize) -> Ticket {
-        let edits = super::workload::founding_edits(&self.hosts[..members]);
+        let mut edits = super::workload::founding_edits(&self.hosts[..members]);
+        if let Some(managed) = self.settings.management {
+            let servers = members - usize::from(managed.witness);
+            edits.extend(super::services::service_edits(servers, managed.originals));
+        }
         let transaction =
             Transaction { class: Class::Management, author: "init".into(), reason: "founding".into(), edits };
         self.submit(0, transaction, Wait::Local, 5_000)
@@ -276,6 +339,32 @@ impl Cluster {
         self.oracle.written(host, &survivors);
         let life = self.hosts[host].life;
         self.plan(0, Event::Tick { host, life });
+        self.join_management(host);
+    }
+
+    /// Lets a daemon that has just started look after the group.
+    fn join_management(&mut self, host: usize) {
+        let Some(managed) = self.settings.management else { return };
+        let one = &mut self.hosts[host];
+        one.machine.on = true;
+        one.machine.serves = true;
+        one.machine.telling = false;
+        let seed = self.random.word();
+        let mut config = ManagementConfig::new(one.name.clone(), one.machine.decisions.incarnation, seed);
+        config.policy = managed.policy;
+        config.founder = host == 0;
+        config.witness = managed.witness && host + 1 == self.settings.hosts;
+        config.service_network = !config.witness;
+        config.flaw = self.settings.node.flaw;
+        config.originals = one.machine.originals.keys().cloned().collect();
+        let management = Management::new(config, one.machine.decisions.memory());
+        one.node = one.node.take().map(|node| node.with_management(management));
+        let guests: Vec<_> = one.machine.originals.iter().map(|(name, it)| it.record.guest(name)).collect();
+        let life = one.life;
+        for guest in guests {
+            let input = Box::new(ManagementInput::Guest(GuestReport::Changed(guest)));
+            self.plan(MILLISECOND_US, Event::Managed { host, life, input });
+        }
     }
 
     /// Ends a daemon at once.
@@ -286,6 +375,12 @@ impl Cluster {
         self.note(host, || if power_cut { "loses power".to_owned() } else { "is killed".to_owned() });
         let random = power_cut.then_some(&mut self.random);
         self.hosts[host].crash(random);
+        self.hosts[host].machine.on = !power_cut;
+        let random = power_cut.then_some(&mut self.random);
+        if self.settings.management.is_some() {
+            self.hosts[host].machine.crash(random);
+        }
+        self.telling.retain(|_, teller| *teller != host);
         self.asked.retain(|_, asked| asked.host != host);
         for peer in 0..self.hosts.len() {
             self.network.give_up(host, peer);

@@ -4,9 +4,11 @@ use super::cluster::{Cluster, Event, ROOM_LOOK_US};
 use super::network::{Arrival, Frame, Silence};
 use super::time::{MILLISECOND_US, SECOND_US};
 use super::workload::{describe_message, ids};
+use crate::core::chain::ChainMessage;
 use crate::core::flaw::Flaw;
 use crate::core::io::{Input, Message};
 use crate::core::lifecycle::Lifecycle;
+use crate::core::management::ManagementInput;
 use crate::core::node::{Node, TICK_MS};
 use crate::core::priority::Class;
 use crate::core::version::Vector;
@@ -22,6 +24,9 @@ impl Cluster {
         match event {
             Event::Tick { host, life } if self.lives(host, life) => {
                 self.feed(host, Input::Tick);
+                if self.settings.management.is_some() {
+                    self.look_after_originals(host);
+                }
                 self.check_bounds(host);
                 self.resume(host);
                 self.plan(TICK_MS * MILLISECOND_US, Event::Tick { host, life });
@@ -52,6 +57,20 @@ impl Cluster {
                 }
             }
             Event::Dial { one, other } => self.dial(one, other),
+            Event::Persisted { host, life } if self.lives(host, life) => {
+                self.hosts[host].machine.decisions.sync_first();
+                self.managed(host, ManagementInput::Persisted);
+            }
+            Event::Managed { host, life, input } if self.lives(host, life) => self.managed(host, *input),
+            Event::Guest { host, life, order, begun_us } if self.lives(host, life) => {
+                self.guest_done(host, order, begun_us);
+            }
+            Event::Address { host, life, order, begun_us } if self.lives(host, life) => {
+                self.address_done(host, order, begun_us);
+            }
+            Event::Looked { host, life, id, address, seen } if self.lives(host, life) => {
+                self.looked(host, id, address, seen);
+            }
             _ => {}
         }
     }
@@ -82,7 +101,12 @@ impl Cluster {
             | Event::ViewFlush { host, .. }
             | Event::RoomLook { host, .. }
             | Event::Closed { host, .. }
-            | Event::Idle { host, .. } => *host,
+            | Event::Idle { host, .. }
+            | Event::Persisted { host, .. }
+            | Event::Managed { host, .. }
+            | Event::Looked { host, .. } => *host,
+            // The drivers are processes of their own.
+            Event::Guest { .. } | Event::Address { .. } => return None,
             Event::Arrive(frame) => frame.to,
             Event::Dial { .. } => return None,
         };
@@ -170,7 +194,11 @@ impl Cluster {
             }
             Ok(message) => {
                 // Beats come all the time and would drive everything else out of the timeline.
-                if !matches!(message, Message::Beat(_)) {
+                let is_routine = matches!(
+                    message,
+                    Message::Beat(_) | Message::Lease(_) | Message::Chain(ChainMessage::WantDecisions { .. })
+                );
+                if !is_routine {
                     let text = || format!("gets from S{}: {}", from + 1, describe_message(&message));
                     self.note(host, text);
                 }

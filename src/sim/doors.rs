@@ -7,13 +7,12 @@ use super::time::MILLISECOND_US;
 use crate::core::entry::Sealed;
 use crate::core::id::{Digest, ServerName};
 use crate::core::io::{Committed, Event as NodeEvent, Input, Message, Refusal, Ticket};
-use crate::core::management::ManagementOutput;
 use crate::core::merge::Written;
 use crate::core::oplog::Checkpoint;
 use crate::core::schema::file;
 use crate::core::version::Vector;
 use crate::format::{decode_checkpoint, encode_message};
-use crate::ports::{Audience, Journal, LogRead, Manager, Peers, View};
+use crate::ports::{Audience, Journal, LogRead, Peers, View};
 
 /// Bytes of one part of a checkpoint: small, so that parts can be lost.
 const PART_BYTES: usize = 4 * 1024;
@@ -26,7 +25,7 @@ pub struct Desk<'a> {
 
 impl Desk<'_> {
     /// Plans what the disk has done once it has done everything before.
-    fn after_disk(&mut self, longer: u64, event: impl FnOnce(u32) -> Event) {
+    pub(super) fn after_disk(&mut self, longer: u64, event: impl FnOnce(u32) -> Event) {
         let random = &mut self.cluster.random;
         let host = &mut self.cluster.hosts[self.host];
         let (shortest, longest) = host.disk.sync_us;
@@ -128,6 +127,9 @@ impl Audience for Desk<'_> {
             Ok(committed) => format!("answers {ticket}: {} {:?}", committed.entry, committed.reached),
             Err(refusal) => format!("answers {ticket}: refused, {refusal}"),
         });
+        if let Some(host) = self.cluster.telling.remove(&ticket) {
+            self.cluster.hosts[host].machine.telling = false;
+        }
         if self.cluster.asked.remove(&ticket).is_none() {
             let host = self.host + 1;
             self.cluster.oracle.report("answers", || format!("S{host} answers {ticket}, which nobody has asked"));
@@ -150,10 +152,6 @@ impl Audience for Desk<'_> {
             self.cluster.drop_strangers(self.host);
         }
     }
-}
-
-impl Manager for Desk<'_> {
-    fn manage(&mut self, _output: ManagementOutput) {}
 }
 
 impl Cluster {

@@ -20,9 +20,20 @@ use crate::core::priority::Class;
 /// How long a cluster may take to come together once all is well.
 const SETTLE_US: u64 = 40 * SECOND_US;
 
+/// What a run is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// Shared files, their log and their disks.
+    #[default]
+    Files,
+    /// Failures, decisions, stand-ins, returns.
+    Management,
+}
+
 /// Which kind of run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Profile {
+    pub kind: Kind,
     /// A bug put back on purpose.
     pub flaw: Option<Flaw>,
     /// Keep the last events for people to read.
@@ -89,6 +100,7 @@ impl Plan {
             sync_us,
             clocks_differ: true,
             timeline: profile.timeline,
+            management: None,
         };
         let interval_us = if heavy { 20 } else { random.between(60, 400) } * MILLISECOND_US;
         let filling = if heavy { 600 } else { 10 };

@@ -10,6 +10,7 @@ use ed25519_dalek::SigningKey;
 
 use super::disk::Disk;
 use super::journal::{Journal, Opened};
+use super::machine::Machine;
 use super::random::Random;
 use super::time::HostClock;
 use super::view::View;
@@ -26,6 +27,7 @@ pub struct Host {
     pub certificate: Arc<[u8]>,
     pub clock: HostClock,
     pub disk: Disk,
+    pub machine: Machine,
     pub view: View,
     /// The daemon, while it runs.
     pub node: Option<Node>,
@@ -53,13 +55,21 @@ pub struct Started {
 }
 
 impl Host {
-    pub fn new(name: ServerName, key: SigningKey, certificate: Arc<[u8]>, clock: HostClock, disk: Disk) -> Self {
+    pub fn new(
+        name: ServerName,
+        key: SigningKey,
+        certificate: Arc<[u8]>,
+        clock: HostClock,
+        disk: Disk,
+        machine: Machine,
+    ) -> Self {
         Self {
             name,
             key,
             certificate,
             clock,
             disk,
+            machine,
             view: View::default(),
             node: None,
             journal: Journal::default(),

@@ -151,6 +151,7 @@ fn founded(words: &str) -> Result<Cluster, String> {
         sync_us: (200, 500),
         clocks_differ: false,
         timeline: false,
+        management: None,
     });
     let members = hosts - number("joining").unwrap_or(0);
     (0..members).for_each(|host| cluster.start(host));

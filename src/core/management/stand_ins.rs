@@ -22,6 +22,8 @@ use crate::core::takeover::{Obstacle, Step};
 const WARM_UP_US: u64 = 15_000_000;
 /// How long after a failure an order is given again, in microseconds.
 const RETRY_US: u64 = 1_000_000;
+/// How often a broken original is made anew that no decision wants, in microseconds.
+const MEND_US: u64 = 10_000_000;
 /// So long the row that tells of the decision is left to the scribe, in microseconds.
 const SCRIBE_US: u64 = 1_000_000;
 /// Most of an original's note that is told, in characters.
@@ -102,15 +104,17 @@ impl Management {
         }
     }
 
-    /// What was decided of the originals of this host. A server that is out of the group hosts nothing.
+    /// What was decided of the originals of this host. A server that is out of the group hosts nothing, and once it is back,
+    /// nothing of what was decided before.
     fn wanted_here(&self) -> BTreeMap<String, Wanted> {
         if !self.in_group() || self.began_us.is_none() {
             return BTreeMap::new();
         }
+        let since = self.own_slot();
         let members = self.chain.roster().members().iter();
         members
             .filter_map(|member| {
-                let recovery = member.recovery.as_ref()?;
+                let recovery = member.recovery.as_ref().filter(|recovery| recovery.slot > since)?;
                 let place = recovery.place.as_ref().filter(|place| place.host == self.config.me)?;
                 let (slot, manager) = (recovery.slot, recovery.manager.clone());
                 Some((place.original.clone(), Wanted { target: member.name.clone(), slot, manager }))
@@ -220,6 +224,10 @@ impl Management {
     fn put_back(&mut self, turn: &mut Turn, original: &str) {
         self.stand_ins.failed.remove(original);
         let guest = self.stand_ins.guests[original].clone();
+        if guest.token == 0 && guest.state == GuestState::Broken {
+            self.stand_ins.retry_us.insert(original.to_owned(), turn.now_us() + MEND_US);
+            return self.order(turn, original, 0, GuestAction::Reset);
+        }
         if guest.token == 0 {
             return self.keep_warm(turn, original, &guest);
         }

@@ -212,8 +212,14 @@ impl Management {
             return Some(why);
         }
         let recovery = self.chain.roster().member(&me).and_then(|member| member.recovery.as_ref());
-        let plays = turn.record(file::PROBLEM, &me).is_some_and(|row| row.field(2) != "---");
-        let is_played = recovery.is_some_and(|recovery| recovery.slot == slot && recovery.place.is_some()) && plays;
+        let place = recovery.filter(|recovery| recovery.slot == slot).and_then(|recovery| recovery.place.as_ref());
+        // Rows may be older than the death of whoever wrote them; only a stand-in that must be there is looked for.
+        let is_played = place.is_some_and(|place| {
+            let plays = turn.record(file::PROBLEM, &me).is_some_and(|row| row.field(2) == place.host.as_str());
+            let hosts = self.chain.roster().member(&place.host).is_some_and(|host| host.recovery.is_none());
+            let was_out = self.returned(&place.host).is_some_and(|returned| returned.slot > slot);
+            plays && hosts && !was_out && turn.scene.linked.contains(&place.host)
+        });
         let service = Service::of(turn.scene.files, &me);
         if let (true, true, Some(service)) = (is_played, self.config.service_network, service) {
             if now_us >= self.standing.back.next_us && self.standing.back.look.is_none() {

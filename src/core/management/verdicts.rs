@@ -36,6 +36,15 @@ const RESTART_US: u64 = 10_000_000;
 const FLAP_MS: u64 = 600_000;
 const PLACINGS_FREE: usize = 3;
 
+/// What a recovery is wished for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The target, or the host of its stand-in, is gone.
+    Host,
+    /// The stand-in itself fails; so may the next one.
+    StandIn,
+}
+
 #[derive(Default)]
 pub(super) struct Verdicts {
     wishes: BTreeMap<ServerName, Ticket>,
@@ -114,7 +123,8 @@ impl Management {
             return;
         }
         let not = replaces.and(member.recovery.and_then(|recovery| recovery.place));
-        self.wish_recovery(turn, target, replaces, not.as_ref(), &words);
+        let cause = if replaces.is_some() { Cause::StandIn } else { Cause::Host };
+        self.wish_recovery(turn, target, replaces, not.as_ref(), &words, cause);
     }
 
     fn tell_detected(&mut self, turn: &mut Turn, target: &ServerName, words: &str) {
@@ -161,18 +171,21 @@ impl Management {
             let member = self.chain.roster().member(name);
             member.is_some_and(|member| member.recovery.is_none())
         };
+        let was_out = |name: &ServerName| self.returned(name).is_some_and(|returned| returned.slot > recovery.slot);
         let failed = row.filter(|row| row.phase == Phase::Failed && row.slot == recovery.slot);
-        let why = match (&host, failed) {
-            (None, _) => "a host is free now".to_owned(),
-            (Some(host), _) if !in_group(host) => format!("{host} is out of the group"),
-            (Some(host), Some(row)) => format!("{host} has failed at it: {}", row.note),
-            (Some(host), None) if stuck => format!("{host} does not get on"),
+        let not = recovery.place.as_ref();
+        let (why, not, cause) = match (&host, failed) {
+            (None, _) => ("a host is free now".to_owned(), None, Cause::Host),
+            (Some(host), _) if !in_group(host) => (format!("{host} is out of the group"), not, Cause::Host),
+            (Some(host), _) if was_out(host) => (format!("{host} was out of the group meanwhile"), None, Cause::Host),
+            (Some(host), Some(row)) => (format!("{host} has failed at it: {}", row.note), not, Cause::StandIn),
+            (Some(host), None) if stuck => (format!("{host} does not get on"), not, Cause::StandIn),
             _ => return,
         };
         if !self.config.act || turn.record(file::MAINTENANCE, target).is_some() {
             return;
         }
-        self.wish_recovery(turn, target, Some(recovery.slot), recovery.place.as_ref(), &why);
+        self.wish_recovery(turn, target, Some(recovery.slot), not, &why, cause);
     }
 
     /// Ends the story of a server that is in the group and in order.
@@ -261,12 +274,13 @@ impl Management {
         replaces: Option<Slot>,
         not: Option<&Place>,
         why: &str,
+        cause: Cause,
     ) {
         let pause_us = self.verdicts.next_wish_us.get(target).copied().unwrap_or(0);
         if self.verdicts.wishes.contains_key(target) || turn.now_us() < pause_us {
             return;
         }
-        if replaces.is_some() && self.must_pause(turn, target) {
+        if cause == Cause::StandIn && self.must_pause(turn, target) {
             return;
         }
         let (place, reason) = self.placed(turn, target, not, why);
