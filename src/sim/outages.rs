@@ -273,7 +273,9 @@ impl Outages {
             }
             _ => {
                 self.power_off(host);
-                if std::mem::take(&mut self.may_forget) {
+                // Of two electors, one may be the only one that knows the last decision.
+                let many = self.chain().is_some_and(|chain| chain.electorate().electors().len() > 3);
+                if many && std::mem::take(&mut self.may_forget) {
                     self.cluster.note(host, || "has lost its Decision.dat".into());
                     let (one, random) = (&mut self.cluster.hosts[host], &mut self.random);
                     one.machine.forget_decisions(random);
@@ -364,6 +366,10 @@ impl Outages {
 
     /// Every server is served by somebody, if there are places enough.
     fn everybody_is_served(&self) -> Option<String> {
+        // A decision that was under way may have left an electorate in which the dead are missed.
+        if !self.survivors_decide() {
+            return None;
+        }
         let alive: Vec<usize> = (0..self.servers).filter(|host| self.cluster.hosts[*host].runs()).collect();
         let dead = self.servers - alive.len();
         let originals = self.cluster.settings.management.map_or(0, |managed| managed.originals);

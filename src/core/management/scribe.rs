@@ -16,6 +16,9 @@ use crate::core::schema::file;
 /// After so long without agreement the first elector takes over, in microseconds.
 const SCRIBE_PATIENCE_US: u64 = 2_000_000;
 
+/// By how much the clocks of those who take flags away and of those who return may differ, in milliseconds.
+const FLAG_SLACK_MS: u64 = 5_000;
+
 impl Management {
     pub(super) fn keep_records(&mut self, turn: &mut Turn) {
         let Some(last) = self.chain.decisions().last().cloned() else { return };
@@ -56,13 +59,13 @@ impl Management {
                 }
                 None => {
                     self.want_record(turn, file::FENCE, &name, None, "it is in the group again");
-                    if let Some(row) = row
-                        && let Some(returned) = self.returned(&member.name).cloned()
-                        && row.slot < returned.slot
-                    {
+                    let Some(returned) = self.returned(&member.name).cloned() else { continue };
+                    let reason = format!("decision {}: {}", returned.slot, returned.reason);
+                    if lost_flag(turn, &member.name, &returned) {
                         let flag = Record::of([name.as_str(), "operating"]);
-                        let reason = format!("decision {}: {}", returned.slot, returned.reason);
                         self.want_record(turn, file::FLAG, &name, Some(flag), &reason);
+                    }
+                    if let Some(row) = row.filter(|row| row.slot < returned.slot) {
                         let phase = Phase::Returning;
                         let (slot, note) = (returned.slot, returned.reason.clone());
                         self.want_recovery(turn, RecoveryRow { phase, slot, note, ..row });
@@ -134,4 +137,11 @@ impl Management {
         })?;
         matches!(about.act, Act::Return { .. }).then(|| about.as_ref())
     }
+}
+
+/// Whether a server has no flag since it was recovered. One whose flag somebody takes away afterwards stays without.
+fn lost_flag(turn: &Turn, server: &ServerName, returned: &Decision) -> bool {
+    let register = turn.scene.files.builtin(file::FLAG).and_then(|flags| flags.register(server.as_str()));
+    let newest = register.and_then(|register| register.leaves.first());
+    newest.is_some_and(|leaf| leaf.value.is_none() && leaf.version.time.wall_ms() < returned.wall_ms + FLAG_SLACK_MS)
 }

@@ -123,7 +123,6 @@ impl Management {
     }
 
     fn play(&mut self, turn: &mut Turn, original: &str, wanted: &Wanted) {
-        self.stand_ins.warm.remove(original);
         let guest = self.stand_ins.guests[original].clone();
         if guest.token > wanted.slot {
             return;

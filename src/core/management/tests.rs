@@ -36,7 +36,8 @@ struct Server {
 struct Group {
     now_us: u64,
     servers: Vec<Server>,
-    records: BTreeMap<(FileName, String), Record>,
+    /// Deleted ones too, and when each was written, in ms.
+    records: BTreeMap<(FileName, String), (Option<Record>, u64)>,
     files: Files,
     queue: BTreeMap<(u64, u64), Event>,
     planned: u64,
@@ -97,15 +98,15 @@ impl Group {
         let (name, record) = line.split_once(": ").unwrap();
         let (file, record) = (FileName::new(name).unwrap(), Record::parse(record).unwrap());
         let key = Schema::builtin(&file).unwrap().check(&file, &record).unwrap();
-        self.records.insert((file, key), record);
+        self.records.insert((file, key), (Some(record), self.now_us / MS));
         self.remake();
     }
 
     fn remake(&mut self) {
         let stream = Stream { origin: server("S1"), run: 1, lane: Lane::Audit };
-        let version = Version { time: Timestamp(1), entry: EntryId { stream, seq: 1 } };
-        let written = self.records.iter().map(|((file, key), record)| {
-            let leaves = vec![Leaf { version: version.clone(), value: Some(record.clone()) }];
+        let written = self.records.iter().map(|((file, key), (value, wall_ms))| {
+            let version = Version { time: Timestamp(wall_ms << 16), entry: EntryId { stream: stream.clone(), seq: 1 } };
+            let leaves = vec![Leaf { version, value: value.clone() }];
             Written { file: file.clone(), key: key.clone(), register: Register { leaves, early: vec![] } }
         });
         self.files = Files::restore(written, Vector::default());
@@ -241,10 +242,11 @@ impl Group {
                     match &edit.change {
                         Change::Add(record) | Change::Mod { after: record, .. } => {
                             let key = schema.check(&edit.file, record).unwrap();
-                            self.records.insert((edit.file.clone(), key), record.clone());
+                            self.records.insert((edit.file.clone(), key), (Some(record.clone()), self.now_us / MS));
                         }
                         Change::Del(record) => {
-                            self.records.remove(&(edit.file.clone(), schema.key_of(record)));
+                            let key = (edit.file.clone(), schema.key_of(record));
+                            self.records.insert(key, (None, self.now_us / MS));
                         }
                     }
                 }
