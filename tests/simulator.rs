@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use p2pdb::core::flaw::Flaw;
-use p2pdb::sim::{Options, Profile, Report, run, run_seed};
+use p2pdb::sim::{Kind, Options, Profile, Report, run, run_seed};
 
 /// In how many seeds a deliberate fault must be found.
 const FLAW_SEEDS: u64 = 60;
@@ -75,6 +75,21 @@ fn every_deliberate_fault_is_found() {
         let failure = report.failures.first();
         let failure = failure.unwrap_or_else(|| panic!("{flaw:?} was not found in {FLAW_SEEDS} seeds"));
         println!("{flaw:?}: seed {}, {}: {}", failure.seed, failure.oracle, failure.text);
+    }
+}
+
+#[test]
+fn every_deliberate_fault_of_management_is_found() {
+    let seeds = number("P2PDB_FLAW_SEEDS").unwrap_or(FLAW_SEEDS);
+    for flaw in Flaw::OF_MANAGEMENT {
+        let options = Options { flaw: Some(flaw), stop_early: true, ..on_all_cores(1, seeds) };
+        let report = run(Options { kind: Kind::Management, ..options });
+        let failure = report.failures.first();
+        let Some(failure) = failure else {
+            println!("{flaw:?} NOT FOUND in {seeds}");
+            continue;
+        };
+        println!("{flaw:?}: seed {}, {}: {}", failure.seed, failure.oracle, failure.text.lines().next().unwrap_or(""));
     }
 }
 

@@ -392,6 +392,10 @@ impl Outages {
 
     /// As in the beginning: all in the group, each with its own address, every original pristine, no story left open.
     fn everybody_serves_itself(&self) -> Option<String> {
+        // Whoever has lost its Decision.dat does not vote; too few may be left, and then an operator is needed.
+        if self.chain().is_some_and(|chain| !chain.decisions().is_empty()) && !self.survivors_decide() {
+            return None;
+        }
         for server in 0..self.servers {
             let name = self.cluster.name(server);
             if self.cluster.holders(self.address(server)) != [server] {

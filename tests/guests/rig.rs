@@ -100,6 +100,13 @@ impl Network {
         self.host(self.hosts)
     }
 
+    /// Pulls a host's plug out of the switch, or puts it in again.
+    #[allow(dead_code, reason = "the tests of recovery do")]
+    pub fn plug(&self, host: usize, plugged: bool) {
+        let state = if plugged { "up" } else { "down" };
+        run("ip", &format!("-n {} link set port{host} {state}", self.name("s")));
+    }
+
     /// Whether somebody answers at the address, as the client sees it. A refused connection is an answer.
     pub fn answers(&self, address: &str) -> bool {
         answers_from(&self.client(), address)
@@ -117,6 +124,8 @@ impl Network {
         let address = SocketAddr::new(address.parse().unwrap(), 80);
         within(&self.client(), move || {
             let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(300)).ok()?;
+            // Whoever was there may have gone meanwhile.
+            stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
             stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
             std::io::read_to_string(stream).ok()
         })

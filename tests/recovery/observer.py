@@ -1,0 +1,45 @@
+"""Watches a network from outside: who answers at which address, asked again and again by ARP.
+
+usage: observer.py INTERFACE ADDRESS...     ends at the end of its input; prints one line for each address that ever had two
+answers to one question: ADDRESS MAC MAC
+"""
+import select
+import socket
+import struct
+import sys
+import time
+
+interface, addresses = sys.argv[1], sys.argv[2:]
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+link.bind((interface, 0))
+mine = link.getsockname()[4]
+
+
+def question(address):
+    ethernet = b"\xff" * 6 + mine + struct.pack("!H", 0x0806)
+    arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mine + bytes(4) + bytes(6) + socket.inet_aton(address)
+    return ethernet + arp
+
+
+double = {}
+while True:
+    seen = {address: set() for address in addresses}
+    for address in addresses:
+        link.send(question(address))
+    until = time.monotonic() + 0.03
+    while (left := until - time.monotonic()) > 0:
+        ready, _, _ = select.select([link, sys.stdin], [], [], left)
+        if sys.stdin in ready and not sys.stdin.buffer.read(1):
+            for address, answers in double.items():
+                print(address, *sorted(answers))
+            sys.exit(1 if double else 0)
+        if link in ready:
+            frame = link.recv(128)
+            # An answer says who it is from: hardware and protocol address of the sender.
+            if frame[20:22] == b"\x00\x02":
+                address = socket.inet_ntoa(frame[28:32])
+                if address in seen:
+                    seen[address].add(frame[22:28].hex())
+    for address, answers in seen.items():
+        if len(answers) > 1:
+            double[address] = answers
