@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from . import logsize, namespaces, packages, priority, report, scale, sync
+from . import logsize, namespaces, packages, priority, recovery, report, scale, sync
 from .bench import Bench, Options
 from .errors import RigError, Skipped
 from .progress import Progress
@@ -23,13 +23,15 @@ Measures how fast p2pdb is, next to what one would otherwise use, on this one ma
   scale     what one edit costs as the group grows: 3, 6, 12, 24, 48 daemons on loopback. About 5 minutes.
   log       open, catch-up and replay of logs of 10 k, 100 k, 1 M entries. About 5 minutes.
   priority  what a management transaction waits while a flood is received, priorities on and off. About 1 minute.
+  recovery  from a failure to a stand-in that answers: a service, a machine, a cut, two at once; beside keepalived. About 8
+            minutes. Needs root.
   clean     removes namespaces and processes that a killed run left behind. Needs root.
 
 Results are in target/bench/NAME/: report.md, samples.csv, plots as SVG and PNG, logs/.
 
 Installs from Debian what is missing: python3-matplotlib, gcc, libc6-dev, iproute2; for sync also etcd-server,
 etcd-client, libnghttp2-dev, corosync, libcpg-dev, nfs-ganesha, nfs-ganesha-vfs, nfs-common, libnfs-dev, lsyncd, rsync,
-syncthing. None of them is started or enabled as a service. What cannot be had or run here is skipped with a loud line.
+syncthing; for recovery keepalived. None of them is started or enabled as a service. What cannot be had or run here is skipped with a loud line.
 
 The machine should do nothing else meanwhile: the figures are of the moment, the ratios are of one run.
 Exit codes: 0 measured, 1 measured and with --check a promise was not kept, 2 failed.
@@ -89,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     four.add_argument("--samples", type=int, default=200, help="management transactions (default: 200)")
     four.set_defaults(run=_priority)
 
+    six = commands.add_parser("recovery", parents=[common], help="from a failure to a stand-in that answers")
+    six.add_argument("--runs", type=int, default=10, help="of each kind of failure (default: 10)")
+    six.set_defaults(run=_recovery)
+
     five = commands.add_parser("clean", help="remove what a killed run left behind")
     five.set_defaults(run=_clean)
     return parser
@@ -130,6 +136,11 @@ def _log(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def _priority(arguments: argparse.Namespace, progress: Progress) -> int:
     priority.run(_bench(arguments, progress), arguments.samples)
+    return 0
+
+
+def _recovery(arguments: argparse.Namespace, progress: Progress) -> int:
+    recovery.run(_bench(arguments, progress), arguments.runs)
     return 0
 
 

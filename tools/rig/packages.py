@@ -19,6 +19,7 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 UNITS = {
     "corosync": ["corosync.service"],
     "etcd-server": ["etcd.service"],
+    "keepalived": ["keepalived.service"],
     "lsyncd": ["lsyncd.service"],
     "nfs-common": ["nfs-client.target"],
     "nfs-ganesha": ["nfs-ganesha.service"],

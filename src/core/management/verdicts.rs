@@ -29,6 +29,8 @@ use crate::core::watch::{Role, Verdict};
 const PAUSE_US: u64 = 500_000;
 /// How long a host may take for a step before another one is chosen, in microseconds.
 const STUCK_US: u64 = 90_000_000;
+/// How long a server has to take its address once it is in the group, in microseconds.
+const SETTLE_US: u64 = 5_000_000;
 /// Between two restarts of the own service, in microseconds.
 const RESTART_US: u64 = 10_000_000;
 
@@ -104,7 +106,7 @@ impl Management {
     fn judge(&mut self, turn: &mut Turn, verdict: &Verdict) {
         let target = &verdict.target;
         let Some(member) = self.chain.roster().member(target).cloned() else { return };
-        if turn.record(file::MAINTENANCE, target).is_some() {
+        if turn.record(file::MAINTENANCE, target).is_some() || self.is_settling(target, turn.now_us()) {
             return;
         }
         let replaces = match &member.recovery {
@@ -125,6 +127,18 @@ impl Management {
         let not = replaces.and(member.recovery.and_then(|recovery| recovery.place));
         let cause = if replaces.is_some() { Cause::StandIn } else { Cause::Host };
         self.wish_recovery(turn, target, replaces, not.as_ref(), &words, cause);
+    }
+
+    /// Whether a server has just come into the group: it may not have its address yet.
+    fn is_settling(&self, target: &ServerName, now_us: u64) -> bool {
+        let comes = |decision: &&std::sync::Arc<Decision>| match &decision.act {
+            Act::Found { founder: server, .. } | Act::Admit { server, .. } => server == target,
+            Act::Return { target: server, .. } => server == target,
+            _ => false,
+        };
+        let came = self.chain.decisions().iter().rev().find(comes);
+        let learned_us = came.and_then(|decision| self.learned_us.get(&decision.slot));
+        learned_us.is_some_and(|learned_us| now_us < learned_us + SETTLE_US)
     }
 
     fn tell_detected(&mut self, turn: &mut Turn, target: &ServerName, words: &str) {
