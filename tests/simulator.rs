@@ -39,18 +39,27 @@ fn seeds_that_once_failed_hold() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "fresh seeds come from the clock, and the runs stop by it")]
 fn fresh_seeds_hold() {
+    fresh_seeds(Kind::Files);
+}
+
+#[test]
+fn fresh_seeds_of_management_hold() {
+    fresh_seeds(Kind::Management);
+}
+
+#[expect(clippy::disallowed_methods, reason = "fresh seeds come from the clock, and the runs stop by it")]
+fn fresh_seeds(kind: Kind) {
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs();
     let first_seed = number("P2PDB_SEED").unwrap_or_else(|| clock() * 10_000 % 1_000_000_000_000);
     let started = Instant::now();
     let mut total = Report::default();
     if let Some(runs) = number("P2PDB_RUNS") {
-        total = run(on_all_cores(first_seed, runs));
+        total = run(Options { kind, ..on_all_cores(first_seed, runs) });
         assert_kept(&total);
     } else {
         while started.elapsed() < FRESH_TIME {
-            let report = run(on_all_cores(first_seed + total.runs, 20));
+            let report = run(Options { kind, ..on_all_cores(first_seed + total.runs, 10) });
             assert_kept(&report);
             total.runs += report.runs;
             total.steps += report.steps;
@@ -59,7 +68,7 @@ fn fresh_seeds_hold() {
         }
     }
     println!(
-        "{} runs from seed {first_seed}: {} s simulated, {} steps, {} entries in {:.1} s",
+        "{} {kind:?} runs from seed {first_seed}: {} s simulated, {} steps, {} entries in {:.1} s",
         total.runs,
         total.simulated_us / 1_000_000,
         total.steps,
@@ -80,15 +89,11 @@ fn every_deliberate_fault_is_found() {
 
 #[test]
 fn every_deliberate_fault_of_management_is_found() {
-    let seeds = number("P2PDB_FLAW_SEEDS").unwrap_or(FLAW_SEEDS);
     for flaw in Flaw::OF_MANAGEMENT {
-        let options = Options { flaw: Some(flaw), stop_early: true, ..on_all_cores(1, seeds) };
+        let options = Options { flaw: Some(flaw), stop_early: true, ..on_all_cores(1, FLAW_SEEDS) };
         let report = run(Options { kind: Kind::Management, ..options });
         let failure = report.failures.first();
-        let Some(failure) = failure else {
-            println!("{flaw:?} NOT FOUND in {seeds}");
-            continue;
-        };
+        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} was not found in {FLAW_SEEDS} seeds"));
         println!("{flaw:?}: seed {}, {}: {}", failure.seed, failure.oracle, failure.text.lines().next().unwrap_or(""));
     }
 }

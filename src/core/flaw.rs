@@ -50,7 +50,7 @@ impl Flaw {
 
     /// Those that whole groups must show.
     pub const OF_MANAGEMENT: [Flaw; 4] =
-        [Flaw::SkipLeaseWait, Flaw::PlaceWithoutChain, Flaw::ForgetPromise, Flaw::ChangeElectorateWithoutQuorum];
+        [Flaw::SkipLeaseWait, Flaw::IgnoreToken, Flaw::PlaceWithoutChain, Flaw::ChangeElectorateWithoutQuorum];
 
     /// Those of the decision chain that its model checker has to find.
     pub const OF_CHAIN: [Flaw; 3] = [Flaw::ForgetPromise, Flaw::ChangeElectorateWithoutQuorum, Flaw::VoteAfterAmnesia];
