@@ -1,4 +1,4 @@
-//! Plays every scenario of `tests/scenarios/files` and compares it with what it says.
+//! Plays every scenario of `tests/scenarios` and compares it with what it says.
 //!
 //! `UPDATE_SCENARIOS=1` writes the files anew; read the difference before you keep it.
 
@@ -6,11 +6,20 @@ use std::fs;
 use std::path::PathBuf;
 
 #[test]
-fn scenarios_go_as_they_are_written() {
-    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "scenarios", "files"].iter().collect();
+fn scenarios_of_the_files_go_as_they_are_written() {
+    play_all("files", 11);
+}
+
+#[test]
+fn scenarios_of_management_go_as_they_are_written() {
+    play_all("management", 17);
+}
+
+fn play_all(folder: &str, at_least: usize) {
+    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "scenarios", folder].iter().collect();
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
-    assert!(files.len() >= 11);
+    assert!(files.len() >= at_least);
     let mut differences = String::new();
     for file in files {
         let written = fs::read_to_string(&file).unwrap();

@@ -11,6 +11,10 @@
 //! | `crash S2` · `power-cut S2` · `lose-tail S2 3` · `wipe S2` · `start S2` | a daemon and its disk |
 //! | `disk-full S1` · `disk-room S1` · `clock S1 +90s` | what else goes wrong |
 //! | `attack S3 -> S1 forged -> disconnected` | a bad member (`hostile`) |
+//! | `group 6 [originals 2] [witness]` | instead of `servers`: a group that looks after itself, with a service each |
+//! | `power-off S2` · `freeze S3 30s` · `slow-disk S2` · `service S2 down` · `service-network S2 cut` · `originals S6 bad` | what fails there; `up`, `joined`, `good` end it |
+//! | `served S2 by another within 10s -> S6 after 2.1 s` | waits until somebody else (or `itself`) serves an address |
+//! | `who serves S2 -> S6` · `decisions -> S2 is played by original-1 on S6` | who it is now; what was decided since the last question |
 //! | `run 2s` · `settle -> settled` | lets time pass |
 //! | `file Notes on all: a, 1; b, 2` | the records of a file |
 //! | `conflicts on all: Notes a: a, 3` | the losing edits |
@@ -19,10 +23,11 @@
 //!
 //! Everything behind `->` or `:` of a question is written by the player. Where servers differ, so does the text.
 
-use super::cluster::{Cluster, Settings};
+use super::cluster::{Cluster, Managed, Settings};
 use super::hostile::Attack;
 use super::time::{MILLISECOND_US, SECOND_US};
 use super::workload::membership_edits;
+use crate::core::decision::ServiceAddress;
 use crate::core::diff::Change;
 use crate::core::id::{ClusterId, FileName, ServerName};
 use crate::core::io::{Edit, Transaction, Wait};
@@ -30,11 +35,12 @@ use crate::core::lifecycle::Lifecycle;
 use crate::core::merge::Register;
 use crate::core::node::NodeConfig;
 use crate::core::priority::Class;
+use crate::core::quorum::Policy;
 use crate::core::record::Record;
 
 /// Plays a scenario and returns it as it went.
 pub fn play(text: &str) -> String {
-    let mut player = Player { cluster: None };
+    let mut player = Player { cluster: None, decisions_told: 0 };
     let mut played = String::new();
     for line in text.lines() {
         let command = line.trim();
@@ -51,13 +57,17 @@ pub fn play(text: &str) -> String {
 
 struct Player {
     cluster: Option<Cluster>,
+    /// How many decisions have been told or were made in the beginning.
+    decisions_told: usize,
 }
 
 impl Player {
     fn line(&mut self, line: &str) -> Result<String, String> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-        if word == "servers" {
-            self.cluster = Some(founded(rest)?);
+        if word == "servers" || word == "group" {
+            let cluster = founded(rest, word == "group")?;
+            self.decisions_told = cluster.chain.len();
+            self.cluster = Some(cluster);
             return Ok(line.to_owned());
         }
         let cluster = self.cluster.as_mut().ok_or("a scenario begins with 'servers N'")?;
@@ -111,6 +121,26 @@ impl Player {
                 }
                 Ok(answer("settle ->", &cluster.unsettled().unwrap_or_else(|| "settled".to_owned())))
             }
+            "served" => {
+                let words: Vec<&str> = asked(rest)?.split_whitespace().collect();
+                let [server, "by", by @ ("itself" | "another"), "within", limit] = words[..] else {
+                    return Err("served S2 by itself|another within 10s".into());
+                };
+                let found = wait_served(cluster, find(cluster, server)?, by == "itself", duration_us(limit)?);
+                Ok(answer(line, &found))
+            }
+            "who" => {
+                let server = asked(rest)?.strip_prefix("serves").ok_or("who serves S2")?;
+                let holders = cluster.holders(service_address(find(cluster, server)?));
+                let names: Vec<&str> = holders.iter().map(|host| cluster.name(*host).as_str()).collect();
+                Ok(answer(line, if names.is_empty() { "nobody" } else { names[0] }))
+            }
+            "decisions" => {
+                let acts: Vec<String> =
+                    cluster.chain.values().skip(self.decisions_told).map(|decision| decision.act.to_string()).collect();
+                self.decisions_told = cluster.chain.len();
+                Ok(answer(line, &if acts.is_empty() { "none".to_owned() } else { acts.join("; ") }))
+            }
             "file" | "conflicts" | "status" | "streams" | "floor" => {
                 let question = line.split_once(':').map_or(line, |(question, _)| question);
                 Ok(format!("{question}: {}", inquire(cluster, word, question)?))
@@ -121,7 +151,7 @@ impl Player {
 
     fn verdict(self) -> String {
         let Some(mut cluster) = self.cluster else { return String::new() };
-        if cluster.unsettled().is_none() {
+        if cluster.settings.management.is_none() && cluster.unsettled().is_none() {
             cluster.last_checks();
         }
         let violation = cluster.oracle.violation();
@@ -129,7 +159,7 @@ impl Player {
     }
 }
 
-fn founded(words: &str) -> Result<Cluster, String> {
+fn founded(words: &str, looks_after_itself: bool) -> Result<Cluster, String> {
     let numbers: Vec<&str> = words.split_whitespace().collect();
     let number = |name: &str| -> Option<usize> {
         let at = numbers.iter().position(|word| *word == name)?;
@@ -141,17 +171,24 @@ fn founded(words: &str) -> Result<Cluster, String> {
     if let Some(bytes) = number("checkpoint") {
         node.checkpoint_bytes = bytes as u64;
     }
+    let witness = numbers.contains(&"witness");
+    let hosts = hosts + usize::from(witness);
+    let management = looks_after_itself.then(|| Managed {
+        originals: number("originals").unwrap_or(1),
+        policy: Policy::default(),
+        witness,
+    });
     let mut cluster = Cluster::new(Settings {
         seed: 1,
         hosts,
         node,
-        segment_bytes: 800,
+        segment_bytes: if looks_after_itself { 64 * 1024 } else { 800 },
         keep_segments: number("keep"),
         delay_us: (100, 300),
         sync_us: (200, 500),
         clocks_differ: false,
         timeline: false,
-        management: None,
+        management,
     });
     let members = hosts - number("joining").unwrap_or(0);
     (0..members).for_each(|host| cluster.start(host));
@@ -163,8 +200,32 @@ fn founded(words: &str) -> Result<Cluster, String> {
     while !all_operate(&cluster) && cluster.now_us < 10 * SECOND_US {
         cluster.run_until(cluster.now_us + 100 * MILLISECOND_US);
     }
-    cluster.run_until(cluster.now_us + SECOND_US);
+    // Addresses are taken, and nobody is suspected any more.
+    let rest_us = if looks_after_itself { 20 * SECOND_US } else { SECOND_US };
+    cluster.run_until(cluster.now_us + rest_us);
     Ok(cluster)
+}
+
+/// Waits until somebody serves the address of a server: itself, or another.
+fn wait_served(cluster: &mut Cluster, server: usize, itself: bool, limit_us: u64) -> String {
+    let begun_us = cluster.now_us;
+    loop {
+        let holders = cluster.holders(service_address(server));
+        if let Some(&holder) = holders.first()
+            && (holder == server) == itself
+        {
+            let tenths = (cluster.now_us - begun_us) / (100 * MILLISECOND_US);
+            return format!("{} after {}.{} s", cluster.name(holder), tenths / 10, tenths % 10);
+        }
+        if cluster.now_us >= begun_us + limit_us || cluster.oracle.violation().is_some() {
+            return holders.first().map_or("nobody".into(), |holder| format!("still {}", cluster.name(*holder)));
+        }
+        cluster.run_until(cluster.now_us + 20 * MILLISECOND_US);
+    }
+}
+
+fn service_address(server: usize) -> ServiceAddress {
+    ServiceAddress { ip: [10, 1, 0, server as u8 + 1].into(), prefix: 24 }
 }
 
 /// Commands that ask nothing.
@@ -183,6 +244,18 @@ fn act(cluster: &mut Cluster, word: &str, rest: &str) -> Result<(), String> {
         "start" => cluster.start(host()?),
         "crash" => cluster.crash(host()?, false),
         "power-cut" => cluster.crash(host()?, true),
+        "power-off" => cluster.crash(host()?, true),
+        "freeze" => {
+            let for_us = duration_us(words.get(1).ok_or("for how long?")?)?;
+            cluster.freeze(host()?, for_us);
+        }
+        "slow-disk" => cluster.hosts[host()?].disk.sync_us = (500_000, 500_000),
+        "service" => cluster.hosts[host()?].machine.serves = one_of(&words, "down", "up")?,
+        "service-network" => cluster.hosts[host()?].machine.cut_off = !one_of(&words, "cut", "joined")?,
+        "originals" => {
+            let bad = !one_of(&words, "bad", "good")?;
+            cluster.hosts[host()?].machine.originals.values_mut().for_each(|original| original.cursed = bad);
+        }
         "wipe" => {
             let host = host()?;
             cluster.hosts[host].disk.wipe();
@@ -207,6 +280,15 @@ fn act(cluster: &mut Cluster, word: &str, rest: &str) -> Result<(), String> {
         _ => return Err(format!("there is no command '{word}'")),
     }
     Ok(())
+}
+
+/// Whether the second word is the second of these two.
+fn one_of(words: &[&str], one: &str, other: &str) -> Result<bool, String> {
+    match words.get(1) {
+        Some(word) if *word == one => Ok(false),
+        Some(word) if *word == other => Ok(true),
+        _ => Err(format!("{one} or {other}?")),
+    }
 }
 
 fn inquire(cluster: &Cluster, word: &str, question: &str) -> Result<String, String> {
