@@ -109,11 +109,6 @@ impl Output {
         if self.colour { format!("\u{1b}[{}m{text}\u{1b}[0m", style.code()) } else { text.to_string() }
     }
 
-    /// Begins a picture that replaces the last one, on a terminal.
-    pub fn clear(&mut self) -> Result<(), Failure> {
-        if self.terminal { self.bytes(b"\x1b[H\x1b[2J\x1b[3J") } else { Ok(()) }
-    }
-
     pub fn flush(&mut self) -> Result<(), Failure> {
         self.out.flush().map_err(Failure::Output)
     }

@@ -7,7 +7,7 @@ use clap::Args;
 use super::error::{Answer, Failure, Outcome};
 use super::output::{Output, Style, human_bytes, printable};
 use super::time::{format_age, format_ms};
-use super::{DirectoryArgs, Session, wall_clock_ms};
+use super::{DirectoryArgs, Session, group_view, live_view, wall_clock_ms};
 use crate::core::priority::ClassStatus;
 use crate::edge::control::{LinkState, MemberStatus, Request, Response, Status};
 
@@ -15,7 +15,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Show it again every second
+    /// Show it live: the ring, loads, what is wrong, the last decisions; q ends it. In a pipe: again every second
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -24,6 +24,9 @@ pub struct StatusArgs {
 
 pub fn run(args: StatusArgs, session: &mut Session) -> Outcome {
     let mut client = args.directory.connect()?;
+    if args.watch && session.output.is_terminal() && !session.output.is_json() {
+        return live_view::run(&args.directory, &mut client, &session.zone);
+    }
     loop {
         let status = match client.call(&Request::Status)? {
             Response::Status(status) => status,
@@ -32,9 +35,6 @@ pub fn run(args: StatusArgs, session: &mut Session) -> Outcome {
         if session.output.is_json() {
             session.output.json(&*status)?;
         } else {
-            if args.watch {
-                session.output.clear()?;
-            }
             show(&status, session)?;
         }
         if !args.watch {
@@ -72,7 +72,11 @@ fn show(status: &Status, session: &mut Session) -> Result<(), Failure> {
         output.line(output.paint(Style::Bad, text))?;
     }
     output.line("")?;
-    members(&status.members, &age, output)?;
+    members(status, &age, output)?;
+    if let Some(report) = &status.management {
+        output.line("")?;
+        group_view::show(report, output)?;
+    }
     output.line("")?;
     let rows = status.files.iter().map(|file| {
         vec![file.file.to_string(), file.records.to_string(), file.conflicts.to_string(), file.digest.short()]
@@ -109,7 +113,9 @@ fn show(status: &Status, session: &mut Session) -> Result<(), Failure> {
     output.line(format_args!("vector {} over {} streams", status.vector.digest.short(), status.vector.streams))
 }
 
-fn members(members: &[MemberStatus], age: &dyn Fn(u64) -> String, output: &mut Output) -> Result<(), Failure> {
+fn members(status: &Status, age: &dyn Fn(u64) -> String, output: &mut Output) -> Result<(), Failure> {
+    let members = &status.members;
+    let roles = group_view::roles(status);
     let rows = members.iter().map(|member| {
         let link = match member.link {
             LinkState::Own => "this one".into(),
@@ -123,6 +129,7 @@ fn members(members: &[MemberStatus], age: &dyn Fn(u64) -> String, output: &mut O
             printable(&member.address),
             link,
             member.lifecycle.map(|lifecycle| lifecycle.to_string()).unwrap_or_else(|| "-".into()),
+            roles.get(&member.name).cloned().unwrap_or_else(|| "-".into()),
             round_trip.unwrap_or_else(|| "-".into()),
             member.lag_entries.to_string(),
             member.clock_offset_ms.map_or_else(|| "-".into(), |ms| format!("{ms:+}")),
@@ -131,9 +138,11 @@ fn members(members: &[MemberStatus], age: &dyn Fn(u64) -> String, output: &mut O
             human_bytes(member.bytes_received),
         ]
     });
-    let headings =
-        ["MEMBER", "ORDER", "ADDRESS", "LINK", "LIFE", "TRIP ms", "LAG", "CLOCK ms", "LOAD %", "SENT", "RECEIVED"];
-    output.table(&headings, &[1, 5, 6, 7, 8, 9, 10], rows.collect())?;
+    let headings = [
+        "MEMBER", "ORDER", "ADDRESS", "LINK", "LIFE", "ROLE", "TRIP ms", "LAG", "CLOCK ms", "LOAD %", "SENT",
+        "RECEIVED",
+    ];
+    output.table(&headings, &[1, 6, 7, 8, 9, 10, 11], rows.collect())?;
     for member in members {
         if let Some(refusal) = &member.last_refusal {
             let text = format!("  {}: {}", member.name, printable(refusal));

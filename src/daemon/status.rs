@@ -132,6 +132,7 @@ impl Daemon {
             alarms: alarms.collect(),
             disk: DiskStatus { free_bytes: free, full: !node.has_room() },
             vector: VectorStatus { digest: seen.digest(), streams: seen.len(), origins },
+            management: self.management_report().map(Box::new),
             process: self.process.read(self.started_ms),
         }
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::FileSummary;
 use crate::core::id::{ClusterId, Digest, ServerName};
 use crate::core::lifecycle::Lifecycle;
+use crate::core::management::ManagementReport;
 use crate::core::priority::ClassStatus;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,9 @@ pub struct Status {
     pub disk: DiskStatus,
     pub process: ProcessStatus,
     pub vector: VectorStatus,
+    /// Watching, deciding, recovering, as this server sees it.
+    #[serde(default)]
+    pub management: Option<Box<ManagementReport>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
