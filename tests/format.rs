@@ -11,13 +11,16 @@ use std::sync::Arc;
 use common::{CLUSTER, Origin, files_of, record};
 use p2pdb::core::chain::{Ballot, ChainMessage, ChainRecord, DECISIONS_MAX};
 use p2pdb::core::decision::{
-    AUTHOR_BYTES_MAX, Act, Decision, Incarnation, ORIGINAL_BYTES_MAX, Place, REASON_BYTES_MAX,
+    AUTHOR_BYTES_MAX, Act, Decision, Incarnation, ORIGINAL_BYTES_MAX, Place, REASON_BYTES_MAX, ServiceAddress,
 };
 use p2pdb::core::diff::{Change, Diff};
 use p2pdb::core::guest::{GuestRecord, GuestState};
 use p2pdb::core::id::{ClusterId, Digest, FileName, Lane, ServerName};
 use p2pdb::core::io::{Beat, Message, Range};
+use p2pdb::core::lease::LeaseMessage;
 use p2pdb::core::lifecycle::Lifecycle;
+use p2pdb::core::management::ManagementMessage;
+use p2pdb::core::opinion::{Blindness, Failure, Health, Opinion};
 use p2pdb::core::oplog::Checkpoint;
 use p2pdb::core::version::Vector;
 use p2pdb::format::decision::{
@@ -96,6 +99,9 @@ fn sample_messages() -> Vec<(&'static str, Message)> {
     ]
     .into_iter()
     .chain(sample_chain_messages().into_iter().map(|(name, message)| (name, Message::Chain(message))))
+    .chain(sample_opinions().into_iter().map(|(name, opinion)| (name, Message::Opinion(opinion))))
+    .chain(sample_lease_messages().into_iter().map(|(name, message)| (name, Message::Lease(message))))
+    .chain(sample_management_messages().into_iter().map(|(name, message)| (name, Message::Management(message))))
     .collect()
 }
 
@@ -140,6 +146,56 @@ fn sample_chain_messages() -> Vec<(&'static str, ChainMessage)> {
         ("chain-abstained", ChainMessage::Abstained { slot, ballot }),
         ("chain-decisions", ChainMessage::Decisions(sample_decisions())),
         ("chain-want-decisions", ChainMessage::WantDecisions { from: 3 }),
+    ]
+}
+
+/// One opinion of each health.
+fn sample_opinions() -> Vec<(&'static str, Opinion)> {
+    let opinion = |(name, health)| (name, Opinion { target: server("S2"), host: server("S6"), health });
+    [
+        ("opinion-unknown", Health::Unknown),
+        ("opinion-healthy", Health::Healthy),
+        ("opinion-suspect", Health::Suspect),
+        ("opinion-failed-service", Health::Failed(Failure::Service)),
+        ("opinion-failed-network", Health::Failed(Failure::Network)),
+        ("opinion-failed-host", Health::Failed(Failure::Host)),
+        ("opinion-blind-isolated", Health::Blind(Blindness::Isolated)),
+        ("opinion-blind-service-network", Health::Blind(Blindness::ServiceNetwork)),
+        ("opinion-blind-unable", Health::Blind(Blindness::Unable)),
+    ]
+    .map(opinion)
+    .into()
+}
+
+fn sample_lease_messages() -> Vec<(&'static str, LeaseMessage)> {
+    let (holder, slot) = (server("S2"), 5);
+    vec![
+        ("lease-request", LeaseMessage::Request { number: 300, open_slot: 6 }),
+        ("lease-grant", LeaseMessage::Grant { number: 300 }),
+        ("lease-want-age", LeaseMessage::WantAge { holder: holder.clone(), slot }),
+        ("lease-age", LeaseMessage::Age { holder, slot, age_ms: 70_000 }),
+    ]
+}
+
+fn sample_management_messages() -> Vec<(&'static str, ManagementMessage)> {
+    let (slot, round) = (5, 300);
+    let (target, original) = (server("S2"), "original-a".to_owned());
+    let want_look = |ip: &str, prefix| {
+        let address = ServiceAddress { ip: ip.parse().unwrap(), prefix };
+        ManagementMessage::WantLook { slot, round, address }
+    };
+    let look = |answers| ManagementMessage::Look { slot, round, answers };
+    vec![
+        ("management-want-look-ipv4", want_look("192.0.2.10", 24)),
+        ("management-want-look-ipv6", want_look("2001:db8::10", 64)),
+        ("management-look-answered", look(Some(true))),
+        ("management-look-silent", look(Some(false))),
+        ("management-look-unable", look(None)),
+        ("management-let-go", ManagementMessage::LetGo { target: target.clone(), slot }),
+        ("management-warm-up", ManagementMessage::WarmUp { target: target.clone(), original: original.clone() }),
+        ("management-cool-down", ManagementMessage::CoolDown { target: target.clone(), original }),
+        ("management-want-let-go", ManagementMessage::WantLetGo { target, slot }),
+        ("management-failback", ManagementMessage::Failback { author: "é (uid 1000)".into() }),
     ]
 }
 
@@ -292,6 +348,45 @@ fn decisions_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn messages_of_management_that_cannot_be_are_refused() {
+    let look = |ip: &str, prefix| {
+        let address = ServiceAddress { ip: ip.parse().unwrap(), prefix };
+        ManagementMessage::WantLook { slot: 1, round: 1, address }
+    };
+    let original = |bytes| (server("S2"), "o".repeat(bytes));
+    let warm_up = |(target, original)| ManagementMessage::WarmUp { target, original };
+    let cool_down = |(target, original)| ManagementMessage::CoolDown { target, original };
+    let failback = |bytes| ManagementMessage::Failback { author: "a".repeat(bytes) };
+    let is_read = |message: &ManagementMessage| {
+        let message = Message::Management(message.clone());
+        decode_message(&encode_message(&message)).is_ok_and(|read| read == message)
+    };
+    let possible = [
+        look("192.0.2.10", 1),
+        look("192.0.2.10", 32),
+        look("2001:db8::10", 128),
+        warm_up(original(ORIGINAL_BYTES_MAX)),
+        cool_down(original(ORIGINAL_BYTES_MAX)),
+        failback(AUTHOR_BYTES_MAX),
+    ];
+    for message in possible {
+        assert!(is_read(&message), "{message:?}");
+    }
+    let impossible = [
+        look("192.0.2.10", 0),
+        look("192.0.2.10", 33),
+        look("2001:db8::10", 0),
+        look("2001:db8::10", 129),
+        warm_up(original(ORIGINAL_BYTES_MAX + 1)),
+        cool_down(original(ORIGINAL_BYTES_MAX + 1)),
+        failback(AUTHOR_BYTES_MAX + 1),
+    ];
+    for message in impossible {
+        assert!(!is_read(&message), "{message:?}");
+    }
+}
+
+#[test]
 fn the_most_decisions_that_are_sent_or_written_at_once_fit_their_bounds() {
     let mut largest = (*sample_decisions()[4]).clone();
     (largest.author, largest.reason) = ("a".repeat(AUTHOR_BYTES_MAX), "r".repeat(REASON_BYTES_MAX));
@@ -406,6 +501,16 @@ fn names_and_records_are_checked_when_decoded() {
     let mut bad_field = bytes;
     bad_field[at] = b'\n';
     assert!(decode_sealed(&bad_field).is_err());
+    let of_management =
+        |message: &Message| matches!(message, Message::Opinion(_) | Message::Lease(_) | Message::Management(_));
+    for (_, message) in sample_messages().into_iter().filter(|(_, message)| of_management(message)) {
+        let bytes = encode_message(&message);
+        for at in (0..bytes.len() - 1).filter(|&at| matches!(&bytes[at..at + 2], b"S2" | b"S6")) {
+            let mut bad_name = bytes.clone();
+            bad_name[at] = b'/';
+            assert!(decode_message(&bad_name).is_err(), "{message:?}");
+        }
+    }
 }
 
 #[test]

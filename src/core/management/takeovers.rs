@@ -190,7 +190,7 @@ impl Management {
         let Some(target) = self.takeovers.under_way.iter_mut().find_map(|(target, it)| {
             asks(&it).then(|| {
                 // What it says is a moment old when it arrives, so the grant was no later than this.
-                let granted_us = now_us.saturating_sub(age_ms * 1000);
+                let granted_us = now_us.saturating_sub(age_ms.saturating_mul(1000));
                 it.granted_us.entry((holder.clone(), slot)).or_default().insert(elector.clone(), granted_us);
                 target.clone()
             })

@@ -604,3 +604,15 @@ fn an_installation_that_fails_is_made_elsewhere() {
     group.wait("S2 is played", 8_000, |group| group.host_of(2).as_deref() == Some("S3"));
     assert_eq!(group.recoveries(), 2, "{}", group.story());
 }
+
+#[test]
+fn an_age_of_a_lease_beyond_all_bounds_is_borne() {
+    let mut group = Group::new(4);
+    group.power_off("S2");
+    group.wait("S2 is recovered", 5_000, |group| group.recoveries() == 1);
+    for after_ms in 0..1_000 {
+        let message = Message::Lease(LeaseMessage::Age { holder: server("S2"), slot: 5, age_ms: u64::MAX });
+        group.plan(after_ms * MS, Event::To(0, Cause::Message { peer: server("S3"), message }));
+    }
+    group.wait("S2 is played", 5_000, |group| group.host_of(2).as_deref() == Some("S1"));
+}
