@@ -448,7 +448,7 @@ impl Management {
             }
             LeaseMessage::WantAge { slot, .. } => {
                 if slot >= open {
-                    let message = ChainMessage::WantDecisions { from: slot + 1 };
+                    let message = ChainMessage::WantDecisions { from: slot.saturating_add(1) };
                     self.drive_chain(turn, ChainInput::Message { peer, message });
                 }
             }

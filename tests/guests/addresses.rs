@@ -30,6 +30,24 @@ fn moves_between_hosts(address: &str, prefix: u8, tag: &str, tie: Tie) {
 }
 
 #[test]
+fn a_guest_that_comes_and_goes_does_not_change_the_hardware_address_of_the_bridge() {
+    if !possible("a_guest_that_comes_and_goes_does_not_change_the_hardware_address_of_the_bridge") {
+        return;
+    }
+    let network = Network::of("w", 1, Tie::Bridge);
+    let host = Host::new(&network, 0, 1);
+    // Nearly every address of the kernel's own choice is lower, and a bridge takes the lowest.
+    run("ip", &format!("-n {} link set uplink address fc:ff:ff:ff:ff:ff", network.host(0)));
+    let of_bridge = || run("ip", &format!("-n {} -oneline link show {INTERFACE}", network.host(0)));
+    let address = |line: String| line.split("link/ether ").nth(1).unwrap()[..17].to_owned();
+    let before = address(of_bridge());
+    let owner = installed(&host);
+    assert_eq!(address(of_bridge()), before);
+    owner.done("1 7 reset");
+    assert_eq!(address(of_bridge()), before);
+}
+
+#[test]
 fn an_ipv4_announcement_reaches_clients() {
     if possible("an_ipv4_announcement_reaches_clients") {
         moves_between_hosts("10.91.0.50", 24, "o", Tie::Bridge);

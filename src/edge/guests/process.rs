@@ -205,8 +205,12 @@ fn connect(interface: &str, guest: ProcessIdentity) -> io::Result<()> {
     }
     // Names of interfaces have at most 15 bytes; no two guests have one process id.
     let outer = format!("p2pdb{pid}");
-    let pair = ["link", "add", "name", &outer, "type", "veth", "peer", "name", GUEST_INTERFACE, "netns", &pid];
-    iproute::ip(&pair)?;
+    // A bridge has the lowest hardware address of its ports. One that comes and goes must not be the lowest: the neighbours would
+    // lose the host for as long as they remember its address.
+    let [a, b, c, d] = guest.pid.to_be_bytes();
+    let high = format!("fe:70:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    let pair = ["link", "add", "name", &outer, "address", &high, "type", "veth"];
+    iproute::ip(&[&pair[..], &["peer", "name", GUEST_INTERFACE, "netns", &pid]].concat())?;
     iproute::ip(&["link", "set", &outer, "master", interface, "up"]).map(drop)
 }
 
