@@ -83,6 +83,7 @@ pub fn run(args: DoctorArgs, session: &mut Session) -> Outcome {
     match group(&args.directory) {
         Ok((status, files)) => {
             judge_status(&status, &mut findings);
+            judge_decisions(&status, &mut findings);
             judge_files(&files, &mut findings);
         }
         Err(failure) => {
@@ -136,6 +137,7 @@ fn machine(config: &Config, findings: &mut Findings) {
         let text = "originals.driver is \"libvirt\", which this version does not have";
         findings.wrong("service network", text, "write \"process\" in p2pdb.toml");
     }
+    judge_hooks(config, findings);
     let Some(interface) = config.service.interface() else {
         return findings
             .good("service network", "none is set: this host holds no service address and no original servers");
@@ -148,6 +150,18 @@ fn machine(config: &Config, findings: &mut Findings) {
         findings.wrong("service network", "the program 'ip' does not run", "install iproute2");
     }
     findings.conclude("service network", format_args!("'{interface}' is there"));
+}
+
+fn judge_hooks(config: &Config, findings: &mut Findings) {
+    let commands = config.hooks.commands();
+    for (hook, words) in &commands {
+        let Some(program) = words.first() else { continue };
+        if rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_err() {
+            let text = format!("hooks.{}: {program} is not there, or may not be run", hook.word());
+            findings.wrong("hooks", text, "correct the path in p2pdb.toml, or chmod +x the program");
+        }
+    }
+    findings.conclude("hooks", format_args!("{} configured", commands.len()));
 }
 
 fn can_watch(folder: &Path) -> std::io::Result<()> {
@@ -221,6 +235,50 @@ fn judge_status(status: &Status, findings: &mut Findings) {
     }
     findings.conclude("links", format_args!("all {members} members are here"));
     findings.conclude("clocks", format_args!("within {CLOCK_OFFSET_MS_MAX} ms of each other"));
+}
+
+/// Whether the group can decide, and who waits for what.
+fn judge_decisions(status: &Status, findings: &mut Findings) {
+    let Some(report) = &status.management else { return };
+    if report.decisions == 0 {
+        return findings.good("decisions", "none: this group only shares files; p2pdb found lets it look after itself");
+    }
+    let gone: Vec<&str> =
+        report.electors.iter().filter(|elector| !elector.linked).map(|elector| elector.name.as_str()).collect();
+    // The lease shows whether a quorum answers; who is out of the group, or only votes, has none.
+    if report.standing == "in the group" && report.lease_left_ms == 0 {
+        let text = format!(
+            "no quorum: {} of {} electors are out of reach ({}), and a quorum needs {}; nothing can be decided, and no \
+             exclusive address is served",
+            gone.len(),
+            report.electors.len(),
+            gone.join(", "),
+            report.quorum_needs
+        );
+        findings.wrong(
+            "decisions",
+            text,
+            "start one of them; if they are gone for good, see 'No quorum' in recovery.md",
+        );
+    }
+    for it in report.recovered.iter().filter(|it| it.phase != "serving") {
+        let text = format!("{} is out of the group and is not served: {} {}", it.target, it.phase, it.note);
+        findings.wrong("decisions", text, format_args!("see p2pdb why {}", it.target));
+    }
+    if !report.acts {
+        findings.wrong("decisions", "act = false: failures are noticed here, and nothing is done", "set recovery.act");
+    }
+    let has_places = report.capacity.takers.iter().any(|taker| taker.place.is_some());
+    if report.capacity.can_lose == 0 && report.electors.len() > 1 && has_places {
+        let text = "if one more server fails, there is no place for what it does";
+        findings.wrong(
+            "decisions",
+            text,
+            "p2pdb original list; p2pdb original prepare on hosts whose originals are broken",
+        );
+    }
+    let summary = super::group_view::summary(report);
+    findings.conclude("decisions", summary.strip_prefix("decisions: ").unwrap_or(&summary));
 }
 
 fn judge_files(files: &GroupFiles, findings: &mut Findings) {
