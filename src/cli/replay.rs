@@ -90,6 +90,12 @@ pub fn run(args: ReplayArgs, session: &mut Session) -> Outcome {
     Ok(Answer::Yes)
 }
 
+/// The files as they are at the end of a log.
+pub(super) fn files_at_end(paths: &[PathBuf]) -> Result<Files, Failure> {
+    let mut states = fold(Log::open(paths)?, &[Point::End])?;
+    Ok(states.pop().map(|state| state.files).unwrap_or_default())
+}
+
 /// The files at each point, in one pass over the log.
 fn fold(mut log: Log, points: &[Point]) -> Result<Vec<Folded>, Failure> {
     let bar = progress(0, "replaying");

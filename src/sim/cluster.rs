@@ -22,7 +22,7 @@ use super::time::{HostClock, MILLISECOND_US, SECOND_US};
 use crate::core::decision::{Decision, ServiceAddress, Slot};
 use crate::core::guest::{GuestOrder, GuestReport};
 use crate::core::id::{ClusterId, ServerName};
-use crate::core::io::{Committed, Input, Output, Refusal, Ticket, Transaction, Wait};
+use crate::core::io::{Committed, Edit, Input, Output, Refusal, Ticket, Transaction, Wait};
 use crate::core::management::{AddressOrder, LookId, Management, ManagementConfig, ManagementInput};
 use crate::core::node::{Node, NodeConfig};
 use crate::core::oplog::Certifier;
@@ -41,6 +41,8 @@ pub(super) const ROOM_LOOK_US: u64 = 300 * MILLISECOND_US;
 pub struct Settings {
     pub seed: u64,
     pub hosts: usize,
+    /// What they are called; S1, S2 and so on if this is empty.
+    pub names: Vec<ServerName>,
     /// What every node is configured with, but for its name.
     pub node: NodeConfig,
     pub segment_bytes: usize,
@@ -215,7 +217,9 @@ impl Cluster {
         // Of its own, so that the seeds of the files plane stay what they were.
         let mut machine_random = Random::new(settings.seed ^ 0x3ac);
         let hosts = (0..settings.hosts).map(|index| {
-            let name = ServerName::new(&format!("S{}", index + 1)).expect("a letter and a number are a name");
+            let given = settings.names.get(index).cloned();
+            let made = || ServerName::new(&format!("S{}", index + 1)).expect("a letter and a number are a name");
+            let name = given.unwrap_or_else(made);
             let key = SigningKey::from_bytes(&random.bytes());
             let certificate = authority.issue(&name, &key.verifying_key());
             let mut clock = HostClock { monotonic_start_us: random.below(1000 * SECOND_US), ..HostClock::default() };
@@ -308,6 +312,11 @@ impl Cluster {
             let servers = members - usize::from(managed.witness);
             edits.extend(super::services::service_edits(servers, managed.originals));
         }
+        self.found_with(edits)
+    }
+
+    /// Makes the first host found the cluster with these records.
+    pub fn found_with(&mut self, edits: Vec<Edit>) -> Ticket {
         let transaction =
             Transaction { class: Class::Management, author: "init".into(), reason: "founding".into(), edits };
         self.submit(0, transaction, Wait::Local, 5_000)

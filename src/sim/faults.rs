@@ -93,6 +93,7 @@ impl Plan {
         let settings = Settings {
             seed,
             hosts,
+            names: Vec::new(),
             node,
             segment_bytes: random.between(1_000, 12_000) as usize,
             keep_segments: random.percent(60).then(|| random.between(1, 3) as usize),

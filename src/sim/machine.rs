@@ -9,6 +9,7 @@
 //! Leases run by the host's monotonic clock, whatever becomes of the daemon: the agents are processes of their own.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 
 use super::random::Random;
 use super::time::HostClock;
@@ -133,15 +134,15 @@ impl Machine {
     }
 
     /// Whether anybody on this machine holds the address.
-    pub fn holds(&self, address: ServiceAddress, now_us: u64, clock: &HostClock) -> bool {
+    pub fn holds(&self, address: IpAddr, now_us: u64, clock: &HostClock) -> bool {
         let monotonic_us = clock.now(now_us).monotonic_us;
-        let holds = |held: &Option<Held>| held.is_some_and(|it| it.address == address && monotonic_us < it.until_us);
+        let holds = |held: &Option<Held>| held.is_some_and(|it| it.address.ip == address && monotonic_us < it.until_us);
         self.on && (holds(&self.held) || self.originals.values().any(|original| holds(&original.held)))
     }
 
     /// Whether what holds the address is the machine's own service.
-    pub fn holds_itself(&self, address: ServiceAddress, now_us: u64, clock: &HostClock) -> bool {
-        self.on && self.own_address(now_us, clock) == Some(address)
+    pub fn holds_itself(&self, address: IpAddr, now_us: u64, clock: &HostClock) -> bool {
+        self.on && self.own_address(now_us, clock).is_some_and(|held| held.ip == address)
     }
 
     /// Stand-ins whose address has lapsed serve nothing any more; their names.
@@ -185,7 +186,7 @@ impl Machine {
 }
 
 impl Original {
-    fn pristine(highest: u64) -> Self {
+    pub fn pristine(highest: u64) -> Self {
         let record =
             GuestRecord { state: GuestState::Suspended, highest, note: String::new(), ..GuestRecord::absent() };
         Self { record, held: None, cursed: false }

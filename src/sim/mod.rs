@@ -29,6 +29,7 @@ pub mod scenario;
 mod services;
 mod time;
 mod view;
+pub mod what_if;
 mod workload;
 
 pub use campaign::{Failure, Options, Outcome, Report, run, run_seed};

@@ -8,13 +8,13 @@
 //! (P6) and that whoever is left recovers whom it can (P8).
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::cluster::{Cluster, Managed, Settings};
 use super::faults::Profile;
 use super::random::Random;
 use super::time::{MILLISECOND_US, SECOND_US};
 use crate::core::chain::Chain;
-use crate::core::decision::ServiceAddress;
 use crate::core::guest::GuestState;
 use crate::core::id::{ClusterId, ServerName};
 use crate::core::lifecycle::Lifecycle;
@@ -66,6 +66,7 @@ impl Outages {
         let settings = Settings {
             seed,
             hosts: servers + usize::from(witness),
+            names: Vec::new(),
             node,
             segment_bytes: 64 * 1024,
             keep_segments: None,
@@ -342,8 +343,8 @@ impl Outages {
         running.filter_map(|host| self.management(host)).map(Management::chain).max_by_key(|it| it.decisions().len())
     }
 
-    fn address(&self, server: usize) -> ServiceAddress {
-        ServiceAddress { ip: [10, 1, 0, server as u8 + 1].into(), prefix: 24 }
+    fn address(&self, server: usize) -> IpAddr {
+        [10, 1, 0, server as u8 + 1].into()
     }
 
     /// Whether those that run are a quorum, now and with what they may decide next.

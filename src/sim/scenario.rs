@@ -23,11 +23,12 @@
 //!
 //! Everything behind `->` or `:` of a question is written by the player. Where servers differ, so does the text.
 
+use std::net::IpAddr;
+
 use super::cluster::{Cluster, Managed, Settings};
 use super::hostile::Attack;
 use super::time::{MILLISECOND_US, SECOND_US};
 use super::workload::membership_edits;
-use crate::core::decision::ServiceAddress;
 use crate::core::diff::Change;
 use crate::core::id::{ClusterId, FileName, ServerName};
 use crate::core::io::{Edit, Transaction, Wait};
@@ -181,6 +182,7 @@ fn founded(words: &str, looks_after_itself: bool) -> Result<Cluster, String> {
     let mut cluster = Cluster::new(Settings {
         seed: 1,
         hosts,
+        names: Vec::new(),
         node,
         segment_bytes: if looks_after_itself { 64 * 1024 } else { 800 },
         keep_segments: number("keep"),
@@ -224,8 +226,8 @@ fn wait_served(cluster: &mut Cluster, server: usize, itself: bool, limit_us: u64
     }
 }
 
-fn service_address(server: usize) -> ServiceAddress {
-    ServiceAddress { ip: [10, 1, 0, server as u8 + 1].into(), prefix: 24 }
+fn service_address(server: usize) -> IpAddr {
+    [10, 1, 0, server as u8 + 1].into()
 }
 
 /// Commands that ask nothing.

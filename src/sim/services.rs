@@ -1,11 +1,13 @@
 //! What management wants, on the simulated machines: votes on disk, questions, looks, orders, addresses, hooks; and the promises
 //! about addresses and decisions, checked at every step from outside.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::cluster::{Cluster, Event};
 use super::doors::Desk;
 use super::time::MILLISECOND_US;
+use super::workload::server_record;
 use crate::core::decision::{Act, Decision, ServiceAddress};
 use crate::core::diff::Change;
 use crate::core::flaw::Flaw;
@@ -79,7 +81,7 @@ impl Cluster {
     }
 
     /// The machines on which somebody holds an address.
-    pub(super) fn holders(&self, address: ServiceAddress) -> Vec<usize> {
+    pub(super) fn holders(&self, address: IpAddr) -> Vec<usize> {
         let holds = |host: &usize| {
             let host = &self.hosts[*host];
             host.machine.holds(address, self.now_us, &host.clock)
@@ -87,17 +89,24 @@ impl Cluster {
         (0..self.hosts.len()).filter(holds).collect()
     }
 
+    /// The machine whose daemon listens at an address, as the file `Server` says.
+    fn daemon_at(&self, address: IpAddr) -> Option<usize> {
+        (0..self.hosts.len())
+            .find(|host| server_record(&self.hosts[*host], host + 1).field(2).starts_with(&format!("{address}:")))
+    }
+
     /// Whether somebody answers at an address, as a host sees it.
     fn sees(&self, host: usize, address: ServiceAddress) -> bool {
-        self.holders(address).into_iter().any(|holder| self.serves_to(host, holder))
+        self.holders(address.ip).into_iter().any(|holder| self.serves_to(host, holder))
     }
 
     fn ask(&mut self, host: usize, probe: Probe) {
         let Probe { id, address, kind, timeout_ms } = probe;
         let answer = if address.is_loopback() {
             Some(self.hosts[host].machine.serves || kind == ProbeKind::Icmp)
+        } else if let Some(there) = self.daemon_at(address) {
+            self.serves_to(host, there).then_some(true)
         } else {
-            let address = ServiceAddress { ip: address, prefix: 24 };
             let holder = self.holders(address).into_iter().find(|holder| self.serves_to(host, *holder));
             holder.map(|holder| {
                 let there = &self.hosts[holder];
@@ -221,7 +230,7 @@ impl Cluster {
 
     /// P4: whoever looks from outside sees one holder at most. Unsafe policies are not judged.
     fn check_exclusive(&mut self, address: ServiceAddress) {
-        let holders = self.holders(address);
+        let holders = self.holders(address.ip);
         if holders.len() > 1 {
             let names: Vec<String> = holders.iter().map(|host| self.hosts[*host].name.to_string()).collect();
             self.oracle.report("P4 one holder", || format!("{address} is held by {}", names.join(" and by ")));

@@ -92,13 +92,16 @@ def run(bench: Bench, runs: int) -> None:
     with namespaces.machine_lock():
         with _network(), bench.fresh():
             group = Group(bench)
-            group.start()
-            cases += [
-                _repeat(bench, group, "service", runs, group.fail_service),
-                _repeat(bench, group, "machine", runs, group.fail_machine),
-                _repeat(bench, group, "cut off", runs, group.cut_off),
-                _repeat(bench, group, "two at once", runs, group.fail_two),
-            ]
+            try:
+                group.start()
+                cases += [
+                    _repeat(bench, group, "service", runs, group.fail_service),
+                    _repeat(bench, group, "machine", runs, group.fail_machine),
+                    _repeat(bench, group, "cut off", runs, group.cut_off),
+                    _repeat(bench, group, "two at once", runs, group.fail_two),
+                ]
+            finally:
+                group.stop()
         for interval in ("1", "0.1"):
             with contextlib.suppress(Skipped), _network(), bench.fresh():
                 cases.append(_keepalived(bench, interval, runs))
@@ -146,6 +149,16 @@ def _clean() -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         _ip("netns", "del", space)
+
+
+def _end_agents(directory: Path) -> None:
+    """Guests have processes of their own, which outlive their daemon."""
+    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        pid, words = line.split(None, 1)
+        if "util agent" in words and re.search(rf"--hide {re.escape(str(directory))}( |$)", words):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def _space(host: int) -> str:
@@ -300,6 +313,11 @@ class Group:
         argv = [*_enter(1), self._binary, "files", "show", name, "--dir", str(self.directory(1))]
         return self._bench.processes.answer(argv) or ""
 
+    def stop(self) -> None:
+        self._bench.processes.stop_all()
+        for server in SERVERS:
+            _end_agents(self.directory(server))
+
     # ---- failures ----
 
     def fail_service(self, server: int) -> dict[str, float]:
@@ -334,11 +352,7 @@ class Group:
         for pid in _ip("netns", "pids", _space(server)).split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
-        for line in subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout.splitlines():
-            pid, args = line.split(None, 1)
-            if "util agent" in args and str(self.directory(server)) + "/" in args + "/":
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+        _end_agents(self.directory(server))
 
     def _power_on(self, server: int) -> None:
         shown = _ip("-n", _space(server), "-o", "address", "show", "dev", "eth0")
