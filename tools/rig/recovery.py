@@ -50,7 +50,7 @@ def page():
             while part := link.recv(4096):
                 text += part
             return text.rsplit(b"\\n", 2)[-2].decode()
-    except OSError:
+    except (OSError, IndexError):
         return "nobody"
 while True:
     begun = time.time_ns()

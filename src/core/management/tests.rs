@@ -42,19 +42,27 @@ struct Group {
     queue: BTreeMap<(u64, u64), Event>,
     planned: u64,
     reasons: Vec<String>,
+    hooks: Vec<Hook>,
+    /// What the ready hooks say.
+    ready: Result<String, String>,
     /// Servers on the other side of a partition.
     away: BTreeSet<usize>,
 }
 
-fn config(name: &ServerName, index: usize) -> ManagementConfig {
+fn config(name: &ServerName, index: usize, hooks: &[Hook]) -> ManagementConfig {
     let mut config = ManagementConfig::new(name.clone(), Incarnation(index as u64 + 1), index as u64);
     config.founder = index == 0;
     config.originals = vec!["original-1".into()];
+    config.hooks = hooks.to_vec();
     config
 }
 
 impl Group {
     fn new(count: usize) -> Self {
+        Self::with_hooks(count, &[])
+    }
+
+    fn with_hooks(count: usize, hooks: &[Hook]) -> Self {
         let mut group = Self {
             now_us: 1_000_000,
             servers: Vec::new(),
@@ -63,6 +71,8 @@ impl Group {
             queue: BTreeMap::new(),
             planned: 0,
             reasons: Vec::new(),
+            ready: Ok(String::new()),
+            hooks: hooks.to_vec(),
             away: BTreeSet::new(),
         };
         for index in 0..count {
@@ -70,7 +80,7 @@ impl Group {
             let number = index + 1;
             let record = GuestRecord { state: GuestState::Suspended, ..GuestRecord::absent() };
             group.servers.push(Server {
-                management: Management::new(config(&name, index), Memory::default()),
+                management: Management::new(config(&name, index, hooks), Memory::default()),
                 memory: Memory::default(),
                 powered: true,
                 serves: true,
@@ -175,7 +185,7 @@ impl Group {
         let index = self.index(&server(name));
         let server = &mut self.servers[index];
         server.powered = true;
-        server.management = Management::new(config(&server.name, index), server.memory.clone());
+        server.management = Management::new(config(&server.name, index, &self.hooks), server.memory.clone());
         self.begin(index);
     }
 
@@ -300,7 +310,9 @@ impl Group {
                 self.reply(index, 100 * MS, ManagementInput::Looked { id, outcome: Ok(answers) });
             }
             ManagementOutput::Run(run) => {
-                self.reply(index, 10 * MS, ManagementInput::HookDone { id: run.id, outcome: Ok(String::new()) });
+                self.reasons.push(format!("{} runs {} for {}", self.servers[index].name, run.hook.word(), run.server));
+                let outcome = if run.hook == Hook::Ready { self.ready.clone() } else { Ok(String::new()) };
+                self.reply(index, 10 * MS, ManagementInput::HookDone { id: run.id, outcome });
             }
             ManagementOutput::Answer { result, .. } => self.reasons.push(format!("answer: {result:?}")),
             ManagementOutput::Decided(_) => {}
@@ -615,4 +627,68 @@ fn an_age_of_a_lease_beyond_all_bounds_is_borne() {
         group.plan(after_ms * MS, Event::To(0, Cause::Message { peer: server("S3"), message }));
     }
     group.wait("S2 is played", 5_000, |group| group.host_of(2).as_deref() == Some("S1"));
+}
+
+#[test]
+fn a_fence_that_succeeds_ends_the_wait_for_the_lease() {
+    let mut group = Group::with_hooks(4, &[Hook::Fence, Hook::RestartServer, Hook::Notify]);
+    group.power_off("S2");
+    group.wait("S2 is out of the group", 6_000, |group| group.lines("Group").len() == 3);
+    group.wait("S2 is played", 250, |group| group.host_of(2).is_some());
+    for run in ["S1 runs fence for S2", "S1 runs restart_server for S2", "S1 runs notify for S2"] {
+        assert!(group.reasons.iter().any(|reason| reason == run), "{run}\n{}", group.story());
+    }
+    assert_eq!(group.lines("Fence"), ["S2, 5, fenced, S1"]);
+    group.power_on("S2");
+    group.wait("S2 is back", 10_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    group.wait("the fence is gone", 3_000, |group| group.lines("Fence").is_empty());
+}
+
+#[test]
+fn a_server_returns_when_its_ready_hook_succeeds() {
+    let mut group = Group::with_hooks(4, &[Hook::Ready]);
+    group.ready = Err("the mail spool is not mounted".into());
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    group.run(1_000);
+    group.power_on("S2");
+    group.run(10_000);
+    assert_ne!(group.host_of(2).as_deref(), Some("S2"));
+    assert!(group.story().contains("the mail spool is not mounted"), "{}", group.story());
+    group.ready = Ok(String::new());
+    group.wait("S2 is back", 5_000, |group| group.host_of(2).as_deref() == Some("S2"));
+}
+
+#[test]
+fn a_death_that_is_confirmed_ends_the_wait_for_the_lease() {
+    let mut group = Group::new(4);
+    let confirm = |group: &mut Group| {
+        let command = OperatorCommand::ConfirmDead { target: server("S2") };
+        let input = ManagementInput::Operator { ticket: 7, author: "alice".into(), command };
+        group.feed(0, Cause::Input(input));
+        group.reasons.iter().rfind(|reason| reason.starts_with("answer")).cloned().unwrap()
+    };
+    assert!(confirm(&mut group).contains("S2 is in the group"), "{}", group.story());
+    group.power_off("S2");
+    group.wait("S2 is out of the group", 6_000, |group| group.lines("Group").len() == 3);
+    assert!(confirm(&mut group).contains("nobody waits for the lease of S2"));
+    group.wait("S2 is played", 300, |group| group.host_of(2).is_some());
+    assert_eq!(group.lines("Fence"), ["S2, 5, confirmed, alice"]);
+}
+
+#[test]
+fn a_server_that_is_removed_for_good_is_no_elector_any_more() {
+    let mut group = Group::new(4);
+    group.power_off("S4");
+    for name in ["Server", "Group", "Flag", "Service"] {
+        let key = (FileName::new(name).unwrap(), "S4".to_owned());
+        group.records.insert(key, (None, 0));
+    }
+    group.remake();
+    for index in 0..3 {
+        group.feed(index, Cause::Files);
+    }
+    group.run(8_000);
+    let roster = group.servers[0].management.chain().roster();
+    assert!(roster.member(&server("S4")).is_none(), "{}", group.story());
 }
