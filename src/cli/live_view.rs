@@ -1,6 +1,6 @@
 //! `p2pdb status --watch` on a terminal: the ring, its loads, what is wrong and what was decided last, once a second.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -15,6 +15,7 @@ use super::error::{Answer, Failure, Outcome};
 use super::group_view;
 use super::output::{Style, printable};
 use super::time::{format_age, format_ms};
+use crate::edge::clock::monotonic_ns;
 use crate::edge::control::{Client, LinkState, MemberStatus, Request, Response, Status};
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -48,10 +49,10 @@ fn watch(
     zone: &jiff::tz::TimeZone,
     shown: &mut Shown,
 ) -> Outcome {
-    let mut read_at = Instant::now();
+    let mut read_ns = monotonic_ns();
     loop {
         terminal.draw(|frame| draw(frame, shown)).map_err(Failure::Output)?;
-        if event::poll(EVERY.saturating_sub(read_at.elapsed())).map_err(Failure::Output)?
+        if event::poll(EVERY.saturating_sub(since(read_ns))).map_err(Failure::Output)?
             && let Event::Key(key) = event::read().map_err(Failure::Output)?
             && key.kind == KeyEventKind::Press
         {
@@ -63,12 +64,16 @@ fn watch(
                 _ => {}
             }
         }
-        if read_at.elapsed() >= EVERY {
+        if since(read_ns) >= EVERY {
             shown.status = read(client)?;
             shown.decided = last_decisions(directory, zone);
-            read_at = Instant::now();
+            read_ns = monotonic_ns();
         }
     }
+}
+
+fn since(began_ns: u64) -> Duration {
+    Duration::from_nanos(monotonic_ns().saturating_sub(began_ns))
 }
 
 fn read(client: &mut Client) -> Result<Box<Status>, Failure> {

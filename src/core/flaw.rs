@@ -29,8 +29,6 @@ pub enum Flaw {
     VoteAfterAmnesia,
     /// An address is taken over without waiting for the end of its holder's lease (breaks P4).
     SkipLeaseWait,
-    /// A host carries out orders whose token is older than one that it has seen (breaks P4).
-    IgnoreToken,
     /// Who recovers whom is decided by each server alone (breaks P4 and P5).
     PlaceWithoutChain,
 }
@@ -49,8 +47,8 @@ impl Flaw {
     ];
 
     /// Those that whole groups must show.
-    pub const OF_MANAGEMENT: [Flaw; 4] =
-        [Flaw::SkipLeaseWait, Flaw::IgnoreToken, Flaw::PlaceWithoutChain, Flaw::ChangeElectorateWithoutQuorum];
+    pub const OF_MANAGEMENT: [Flaw; 3] =
+        [Flaw::SkipLeaseWait, Flaw::PlaceWithoutChain, Flaw::ChangeElectorateWithoutQuorum];
 
     /// Those of the decision chain that its model checker has to find.
     pub const OF_CHAIN: [Flaw; 3] = [Flaw::ForgetPromise, Flaw::ChangeElectorateWithoutQuorum, Flaw::VoteAfterAmnesia];

@@ -13,9 +13,11 @@
 //! address is held only while the lease is valid. A server that knows that it is out of the group holds nothing.
 
 mod io;
+mod leases;
 mod operator;
 mod own_address;
 mod report;
+mod row;
 mod scribe;
 mod stand_ins;
 mod standing;
@@ -32,8 +34,9 @@ pub use io::{
     ManagementMessage, ManagementOutput, OperatorCommand,
 };
 pub use report::{ElectorReport, ManagementReport, RecoveredReport, WorkReport};
+pub use row::{Phase, RecoveryRow};
 
-use super::chain::{Chain, ChainConfig, ChainInput, ChainMessage, ChainOutput, Memory, Standing, WishOutcome};
+use super::chain::{Chain, ChainConfig, ChainInput, ChainOutput, Memory, Standing, WishOutcome};
 use super::clock::Now;
 use super::decision::{Decision, Slot};
 use super::diff::Change;
@@ -41,7 +44,7 @@ use super::flaw::Flaw;
 use super::guest::GuestReport;
 use super::id::{FileName, ServerName};
 use super::io::{Edit, Message, Ticket};
-use super::lease::{Grants, Lease, LeaseMessage};
+use super::lease::{Grants, Lease};
 use super::lifecycle::Lifecycle;
 use super::merge::Files;
 use super::quorum::Policy;
@@ -54,10 +57,6 @@ use super::watch::{self, Assignment, Watch};
 const AUTHOR: &str = "p2pdb";
 /// A change of a file that was submitted is not submitted again for so long, in microseconds.
 const EDIT_PATIENCE_US: u64 = 1_000_000;
-/// How often the lease is renewed: so many times in its length.
-const LEASE_RENEWALS: u64 = 5;
-/// The same while this server holds no address: it only has to know that it has missed no decision.
-const LEASE_RENEWALS_IDLE: u64 = 2;
 
 /// What management sees of the node that it is a part of.
 pub(in crate::core) struct Scene<'a> {
@@ -391,71 +390,6 @@ impl Management {
         }
     }
 
-    // ---- the lease ----
-
-    /// Asks for the lease anew when it is time; every server of the group does, for it may have to hold something any moment.
-    fn keep_lease(&mut self, turn: &mut Turn) {
-        if !self.in_group() || turn.now_us() < self.next_lease_us {
-            return;
-        }
-        let now_us = turn.now_us();
-        let holds = self.own.held().is_some() || self.stand_ins.holds();
-        let renewals = if holds { LEASE_RENEWALS } else { LEASE_RENEWALS_IDLE };
-        self.next_lease_us = now_us + self.config.lease_ms * 1000 / renewals;
-        let open_slot = self.chain.memory().open_slot();
-        let request = self.lease.request(open_slot, now_us);
-        let LeaseMessage::Request { number, .. } = request else { return };
-        let electors: Vec<ServerName> =
-            self.chain.electorate().names().filter(|name| turn.scene.linked.contains(*name)).cloned().collect();
-        turn.send(electors, Message::Lease(request));
-        let me = self.config.me.clone();
-        if self.grants.grants(&me, open_slot, &self.chain, now_us) {
-            self.granted(turn, me, number);
-        }
-    }
-
-    fn granted(&mut self, turn: &mut Turn, from: ServerName, number: u64) {
-        let mut reachable = turn.scene.linked.clone();
-        reachable.insert(self.config.me.clone());
-        let open_slot = self.chain.memory().open_slot();
-        let electorate = self.chain.electorate();
-        if self.lease.granted(from, number, open_slot, &electorate, self.config.policy, &reachable) {
-            self.own.hold_again();
-            self.stand_ins.hold_again();
-        }
-    }
-
-    fn lease_left_ms(&self, now_us: u64) -> u64 {
-        self.lease.left_ms(self.config.lease_ms, now_us)
-    }
-
-    fn lease_message(&mut self, turn: &mut Turn, peer: ServerName, message: LeaseMessage) {
-        let open = self.chain.memory().open_slot();
-        match message {
-            LeaseMessage::Request { number, open_slot } => {
-                if self.grants.grants(&peer, open_slot, &self.chain, turn.now_us()) {
-                    turn.send(vec![peer], Message::Lease(LeaseMessage::Grant { number }));
-                } else if open_slot != open {
-                    // Whoever is behind is helped, itself included.
-                    let message = ChainMessage::WantDecisions { from: open_slot };
-                    self.drive_chain(turn, ChainInput::Message { peer, message });
-                }
-            }
-            LeaseMessage::Grant { number } => self.granted(turn, peer, number),
-            LeaseMessage::WantAge { holder, slot } if slot < open && self.chain.votes() => {
-                let age_ms = self.grants.age_ms(&holder, turn.now_us());
-                turn.send(vec![peer], Message::Lease(LeaseMessage::Age { holder, slot, age_ms }));
-            }
-            LeaseMessage::WantAge { slot, .. } => {
-                if slot >= open {
-                    let message = ChainMessage::WantDecisions { from: slot.saturating_add(1) };
-                    self.drive_chain(turn, ChainInput::Message { peer, message });
-                }
-            }
-            LeaseMessage::Age { holder, slot, age_ms } => self.heard_age(turn, peer, &holder, slot, age_ms),
-        }
-    }
-
     // ---- the files ----
 
     /// Wants a record of a built-in file to be this, or to be gone.
@@ -486,102 +420,5 @@ impl Management {
         let reason = format!("{}: {}", row.target, row.words());
         let record = row.record();
         self.want_record(turn, file::RECOVERY, row.target.as_str(), Some(record), &reason);
-    }
-}
-
-/// How far a recovery or a return has come: one record of the file `Recovery`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecoveryRow {
-    pub target: ServerName,
-    pub phase: Phase,
-    pub host: Option<ServerName>,
-    pub manager: Option<ServerName>,
-    /// 0: not decided yet.
-    pub slot: Slot,
-    pub note: String,
-}
-
-/// The phases of the file `Recovery`, in the order in which they follow one another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    Detected,
-    Decided,
-    Resumed,
-    Installed,
-    /// For the address.
-    Waiting,
-    Serving,
-    Failed,
-    /// The target takes its place again.
-    Returning,
-    /// The target has its address again.
-    Back,
-}
-
-impl Phase {
-    const ALL: [Phase; 9] = [
-        Phase::Detected,
-        Phase::Decided,
-        Phase::Resumed,
-        Phase::Installed,
-        Phase::Waiting,
-        Phase::Serving,
-        Phase::Failed,
-        Phase::Returning,
-        Phase::Back,
-    ];
-
-    pub fn word(self) -> &'static str {
-        match self {
-            Phase::Detected => "detected",
-            Phase::Decided => "decided",
-            Phase::Resumed => "resumed",
-            Phase::Installed => "installed",
-            Phase::Waiting => "waiting",
-            Phase::Serving => "serving",
-            Phase::Failed => "failed",
-            Phase::Returning => "returning",
-            Phase::Back => "back",
-        }
-    }
-}
-
-/// Longest note of a row, in bytes.
-const NOTE_BYTES_MAX: usize = 600;
-
-impl RecoveryRow {
-    /// The row of a server, if there is one that can be read.
-    pub fn of(files: &Files, target: &ServerName) -> Option<Self> {
-        let record = files.builtin(file::RECOVERY)?.record(target.as_str())?;
-        let phase = Phase::ALL.into_iter().find(|phase| phase.word() == record.field(1))?;
-        Some(Self {
-            target: target.clone(),
-            phase,
-            host: ServerName::new(record.field(2)).ok(),
-            manager: ServerName::new(record.field(3)).ok(),
-            slot: record.field(4).parse().ok()?,
-            note: record.field(5).to_owned(),
-        })
-    }
-
-    fn words(&self) -> String {
-        match self.note.as_str() {
-            "" => self.phase.word().to_owned(),
-            note => format!("{}, {note}", self.phase.word()),
-        }
-    }
-
-    fn record(&self) -> Record {
-        let name = |name: &Option<ServerName>| name.as_ref().map_or("---", ServerName::as_str).to_owned();
-        let note: String = self.note.chars().filter(|character| !character.is_control()).collect();
-        let end = note.floor_char_boundary(NOTE_BYTES_MAX);
-        Record::of([
-            self.target.as_str(),
-            self.phase.word(),
-            &name(&self.host),
-            &name(&self.manager),
-            &self.slot.to_string(),
-            &note[..end],
-        ])
     }
 }

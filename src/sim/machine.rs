@@ -162,12 +162,11 @@ impl Machine {
     }
 
     /// Carries out an order, as the driver does. `begun_us` is the `now` of the order.
-    pub fn carry_out(&mut self, order: &GuestOrder, begun_us: u64, ignore_token: bool) -> GuestOutcome {
+    pub fn carry_out(&mut self, order: &GuestOrder, begun_us: u64) -> GuestOutcome {
         let Some(original) = self.originals.get_mut(&order.original) else {
             return GuestOutcome::Failed(format!("this host has no original server '{}'", order.original));
         };
-        let token = if ignore_token { u64::MAX } else { order.token };
-        match original.record.judge(token, &order.action) {
+        match original.record.judge(order.token, &order.action) {
             Judgement::Stale { highest } => return GuestOutcome::Stale { highest },
             Judgement::Refused(why) => return GuestOutcome::Failed(why),
             Judgement::Done => original.mark(order.token),

@@ -10,7 +10,6 @@ use super::time::MILLISECOND_US;
 use super::workload::server_record;
 use crate::core::decision::{Act, Decision, ServiceAddress};
 use crate::core::diff::Change;
-use crate::core::flaw::Flaw;
 use crate::core::guest::{GuestAction, GuestOrder, GuestOutcome, GuestReport, GuestState};
 use crate::core::id::{FileName, ServerName};
 use crate::core::io::{Edit, Input, Transaction, Wait};
@@ -139,8 +138,7 @@ impl Cluster {
     }
 
     pub(super) fn guest_done(&mut self, host: usize, order: GuestOrder, begun_us: u64) {
-        let ignore_token = self.settings.node.flaw == Some(Flaw::IgnoreToken);
-        let outcome = self.hosts[host].machine.carry_out(&order, begun_us, ignore_token);
+        let outcome = self.hosts[host].machine.carry_out(&order, begun_us);
         if !matches!((&order.action, &outcome), (GuestAction::HoldAddress { .. }, GuestOutcome::Done(_))) {
             let what = || format!("{} {:?} token {}: {outcome:?}", order.original, order.action, order.token);
             self.note(host, what);

@@ -88,7 +88,7 @@ impl Management {
         if lease_ms == 0 || now_us < self.own.hold_us {
             return;
         }
-        self.own.hold_us = now_us + lease_ms * 1000 / super::LEASE_RENEWALS;
+        self.own.hold_us = now_us + lease_ms * 1000 / super::leases::LEASE_RENEWALS;
         self.address_order(turn, AddressAction::Hold { address: service.address, lease_ms });
     }
 

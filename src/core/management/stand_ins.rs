@@ -209,7 +209,7 @@ impl Management {
         if lease_ms == 0 || self.stand_ins.hold_us.get(original).is_some_and(|at| now_us < *at) {
             return;
         }
-        self.stand_ins.hold_us.insert(original.to_owned(), now_us + lease_ms * 1000 / super::LEASE_RENEWALS);
+        self.stand_ins.hold_us.insert(original.to_owned(), now_us + lease_ms * 1000 / super::leases::LEASE_RENEWALS);
         let action = GuestAction::HoldAddress { address: service.address, lease_ms };
         self.order(turn, original, wanted.slot, action);
     }

@@ -10,6 +10,7 @@ use crate::core::decision::{Act as Decided, Incarnation, ServiceAddress};
 use crate::core::fixture::server;
 use crate::core::guest::{Guest, GuestAction, GuestOrder, GuestOutcome, GuestRecord, GuestState, Judgement};
 use crate::core::id::{EntryId, Lane, Stream};
+use crate::core::lease::LeaseMessage;
 use crate::core::merge::{Leaf, Register, Written};
 use crate::core::probe::{Probe, ProbeOutcome};
 use crate::core::schema::Schema;
