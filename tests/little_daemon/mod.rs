@@ -174,6 +174,7 @@ impl LittleHandler {
             alarms: vec![Alarm { name: "clock".into(), text: "12 s off".into(), since_ms: 1_800_000_000_000 }],
             disk: DiskStatus::default(),
             process: ProcessStatus::default(),
+            management: None,
             vector: VectorStatus { digest: Digest::ZERO, streams: 0, origins: BTreeMap::new() },
         }
     }
