@@ -23,7 +23,7 @@ fn play_all(folder: &str, at_least: usize) {
     let mut differences = String::new();
     for file in files {
         let written = fs::read_to_string(&file).unwrap();
-        let played = p2pdb::sim::scenario::play(&written);
+        let played = p2pdb::sim::scenario::play(&written, 1);
         if played == written {
             continue;
         }

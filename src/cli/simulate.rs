@@ -23,7 +23,7 @@ const SEEDS_AT_ONCE: u64 = 200;
 #[derive(Debug, Args)]
 pub struct SimulateArgs {
     /// A scenario file, such as those in tests/scenarios; without one, runs with random faults
-    #[arg(conflicts_with_all = ["seed", "runs"])]
+    #[arg(conflicts_with = "runs")]
     scenario: Option<PathBuf>,
     /// Take the group of this log as it is (a server's directory, or a log folder) and show what would happen
     #[arg(long, value_name = "PATH", requires = "fail", conflicts_with_all = ["scenario", "runs", "management"])]
@@ -47,7 +47,7 @@ pub struct SimulateArgs {
 
 pub fn run(args: SimulateArgs, session: &mut Session) -> Outcome {
     match (&args.scenario, &args.from) {
-        (Some(path), _) => play(path, session),
+        (Some(path), _) => play(path, args.seed, session),
         (None, Some(path)) => what_if(path, &args, session),
         (None, None) => runs(&args, session),
     }
@@ -96,10 +96,10 @@ fn what_if(path: &PathBuf, args: &SimulateArgs, session: &mut Session) -> Outcom
     Ok(Answer::Yes)
 }
 
-fn play(path: &PathBuf, session: &mut Session) -> Outcome {
+fn play(path: &PathBuf, seed: u64, session: &mut Session) -> Outcome {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::input(format!("{}: {error}", path.display()), "give the path of a scenario file"))?;
-    let played = scenario::play(&text);
+    let played = scenario::play(&text, seed);
     let as_written = played.trim_end() == text.trim_end();
     if session.output.is_json() {
         #[derive(Serialize)]

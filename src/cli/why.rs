@@ -142,7 +142,8 @@ fn was_detected(found: &BTreeMap<(u64, Timestamp, u32), Step>, decided_ms: u64) 
 }
 
 fn step_of(diff: &Diff, server: &ServerName) -> Option<Step> {
-    if diff.key != server.as_str() {
+    let is_hook = diff.file.as_str() == file::HOOK && diff.key.starts_with(&format!("{server}, "));
+    if diff.key != server.as_str() && !is_hook {
         return None;
     }
     let after = diff.change.value();
@@ -170,6 +171,9 @@ fn step_of(diff: &Diff, server: &ServerName) -> Option<Step> {
         (file::FLAG, Change::Add(_)) => ("it has the flag".to_owned(), String::new(), false),
         (file::FENCE, Change::Add(_) | Change::Mod { .. }) => {
             (format!("it does not serve: {}", field(2)), String::new(), false)
+        }
+        (file::HOOK, Change::Add(_) | Change::Mod { .. }) => {
+            (format!("the hook {} is {}", field(1), field(2)), field(3), false)
         }
         (file::MAINTENANCE, Change::Del(_)) => ("its maintenance is over".to_owned(), String::new(), false),
         (file::MAINTENANCE, _) => ("it is in maintenance".to_owned(), field(1), false),

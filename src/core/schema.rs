@@ -39,6 +39,8 @@ pub mod file {
     pub const MAINTENANCE: &str = "Maintenance";
     /// `server, decision, fenced|confirmed, by`: servers that are known not to serve since that decision: nobody waits for their leases.
     pub const FENCE: &str = "Fence";
+    /// `server, hook, done|failed, output`: how the last run of each hook for each server ended.
+    pub const HOOK: &str = "Hook";
     /// `server, operating`: the paper's flag file.
     pub const FLAG: &str = "Flag";
     /// `name, size, digest`: content that is fetched by digest.
@@ -164,6 +166,7 @@ impl Schema {
             file::RECOVERY => ("1", "name text name|--- name|--- number text"),
             file::MAINTENANCE => ("1", "name text"),
             file::FENCE => ("1", "name number text text"),
+            file::HOOK => ("1+2", "name text text text"),
             file::FLAG => ("1", "name text"),
             file::BUNDLE => ("1", "name number digest"),
             file::REVOKED => ("1", "name number"),

@@ -39,9 +39,9 @@ use crate::core::priority::Class;
 use crate::core::quorum::Policy;
 use crate::core::record::Record;
 
-/// Plays a scenario and returns it as it went.
-pub fn play(text: &str) -> String {
-    let mut player = Player { cluster: None, decisions_told: 0 };
+/// Plays a scenario and returns it as it went. With another seed than 1, everything takes a little longer or shorter.
+pub fn play(text: &str, seed: u64) -> String {
+    let mut player = Player { seed, cluster: None, decisions_told: 0 };
     let mut played = String::new();
     for line in text.lines() {
         let command = line.trim();
@@ -57,6 +57,7 @@ pub fn play(text: &str) -> String {
 }
 
 struct Player {
+    seed: u64,
     cluster: Option<Cluster>,
     /// How many decisions have been told or were made in the beginning.
     decisions_told: usize,
@@ -66,7 +67,7 @@ impl Player {
     fn line(&mut self, line: &str) -> Result<String, String> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         if word == "servers" || word == "group" {
-            let cluster = founded(rest, word == "group")?;
+            let cluster = founded(rest, word == "group", self.seed)?;
             self.decisions_told = cluster.chain.len();
             self.cluster = Some(cluster);
             return Ok(line.to_owned());
@@ -160,7 +161,7 @@ impl Player {
     }
 }
 
-fn founded(words: &str, looks_after_itself: bool) -> Result<Cluster, String> {
+fn founded(words: &str, looks_after_itself: bool, seed: u64) -> Result<Cluster, String> {
     let numbers: Vec<&str> = words.split_whitespace().collect();
     let number = |name: &str| -> Option<usize> {
         let at = numbers.iter().position(|word| *word == name)?;
@@ -180,7 +181,7 @@ fn founded(words: &str, looks_after_itself: bool) -> Result<Cluster, String> {
         witness,
     });
     let mut cluster = Cluster::new(Settings {
-        seed: 1,
+        seed,
         hosts,
         names: Vec::new(),
         node,

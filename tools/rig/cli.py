@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     six = commands.add_parser("recovery", parents=[common], help="from a failure to a stand-in that answers")
     six.add_argument("--runs", type=int, default=10, help="of each kind of failure (default: 10)")
+    six.add_argument("--preset", choices=["fast", "paper"], default="fast", help="how often is asked (default: fast)")
     six.set_defaults(run=_recovery)
 
     five = commands.add_parser("clean", help="remove what a killed run left behind")
@@ -140,7 +141,7 @@ def _priority(arguments: argparse.Namespace, progress: Progress) -> int:
 
 
 def _recovery(arguments: argparse.Namespace, progress: Progress) -> int:
-    recovery.run(_bench(arguments, progress), arguments.runs)
+    recovery.run(_bench(arguments, progress), arguments.runs, arguments.preset)
     return 0
 
 

@@ -85,13 +85,13 @@ class Case:
         return f"{values[0]:.0f} to {values[-1]:.0f}" if values else "-"
 
 
-def run(bench: Bench, runs: int) -> None:
+def run(bench: Bench, runs: int, preset: str) -> None:
     if os.geteuid() != 0:
         raise RigError("network namespaces need root: run 'sudo tools/bench recovery'")
     cases = []
     with namespaces.machine_lock():
         with _network(), bench.fresh():
-            group = Group(bench)
+            group = Group(bench, preset)
             try:
                 group.start()
                 cases += [
@@ -221,8 +221,9 @@ class Client:
 class Group:
     """Six servers."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, preset: str) -> None:
         self._bench = bench
+        self._preset = preset
         self._binary = str(bench.options.binary)
         self._daemons: dict[int, subprocess.Popen[bytes]] = {}
         self._services: dict[int, subprocess.Popen[bytes]] = {}
@@ -242,7 +243,7 @@ class Group:
         for server in SERVERS:
             name = f"S{server}"
             self.call(1, "files", "add", "Service", f"{name}, {_service(server)}/24, exclusive")
-            self.call(1, "files", "add", "Check", f"{name}, web, http 80 /")
+            self.call(1, "files", "add", "Check", f"{name}, web, http 80 /, preset={self._preset}")
             folder = self._bench.work / f"procedure-{name}"
             folder.mkdir()
             (folder / "procedure.toml").write_text(MANIFEST)

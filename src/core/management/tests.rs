@@ -640,6 +640,7 @@ fn a_fence_that_succeeds_ends_the_wait_for_the_lease() {
         assert!(group.reasons.iter().any(|reason| reason == run), "{run}\n{}", group.story());
     }
     assert_eq!(group.lines("Fence"), ["S2, 5, fenced, S1"]);
+    assert!(group.lines("Hook").contains(&"S2, fence, done, ".to_owned()), "{:?}", group.lines("Hook"));
     group.power_on("S2");
     group.wait("S2 is back", 10_000, |group| group.host_of(2).as_deref() == Some("S2"));
     group.wait("the fence is gone", 3_000, |group| group.lines("Fence").is_empty());

@@ -38,6 +38,9 @@ const RESTART_US: u64 = 10_000_000;
 const FLAP_MS: u64 = 600_000;
 const PLACINGS_FREE: usize = 3;
 
+/// Most of the reason of a hook's run that goes into the log, in bytes.
+const HOOK_REASON_BYTES_MAX: usize = 600;
+
 /// What a recovery is wished for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
@@ -433,9 +436,24 @@ impl Management {
         let failure =
             outcome.as_ref().err().map(|why| format!("the hook {} for {}: {why}", run.hook.word(), run.server));
         self.alarm(turn, name, failure);
+        self.tell_hook(turn, &run, &outcome);
         if run.hook == Hook::Fence && outcome.is_ok() {
             self.tell_fenced(turn, &run.server, "fenced", self.config.me.clone().as_str());
         }
+    }
+
+    /// Writes how a hook has ended. One that is tried again and again is told when its outcome changes.
+    fn tell_hook(&mut self, turn: &mut Turn, run: &HookRun, outcome: &Result<String, String>) {
+        let (word, output) = match outcome {
+            Ok(line) => ("done", line),
+            Err(why) => ("failed", why),
+        };
+        let output: String = output.chars().filter(|character| !character.is_control()).collect();
+        let row = Record::of([run.server.as_str(), run.hook.word(), word, &output]);
+        let key = format!("{}, {}", run.server, run.hook.word());
+        let mut reason = format!("{} of {}: {}", run.hook.word(), run.server, run.reason);
+        reason.truncate(reason.floor_char_boundary(HOOK_REASON_BYTES_MAX));
+        self.want_record(turn, file::HOOK, &key, Some(row), &reason);
     }
 
     /// Writes that a server that is out of the group does not serve.
