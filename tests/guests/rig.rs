@@ -107,6 +107,25 @@ impl Network {
         run("ip", &format!("-n {} link set port{host} {state}", self.name("s")));
     }
 
+    /// Puts some hosts on a switch of their own, until `join`.
+    #[allow(dead_code, reason = "the tests of recovery do")]
+    pub fn split(&self, hosts: &[usize]) {
+        run("ip", &format!("-n {} link add bridge1 up type bridge", self.name("s")));
+        self.move_to("bridge1", hosts);
+    }
+
+    #[allow(dead_code, reason = "the tests of recovery do")]
+    pub fn join(&self, hosts: &[usize]) {
+        self.move_to("bridge0", hosts);
+        run("ip", &format!("-n {} link delete bridge1", self.name("s")));
+    }
+
+    fn move_to(&self, bridge: &str, hosts: &[usize]) {
+        for host in hosts {
+            run("ip", &format!("-n {} link set port{host} master {bridge}", self.name("s")));
+        }
+    }
+
     /// Whether somebody answers at the address, as the client sees it. A refused connection is an answer.
     pub fn answers(&self, address: &str) -> bool {
         answers_from(&self.client(), address)

@@ -33,6 +33,11 @@ pub struct Group {
 impl Group {
     /// A group of `count` servers S1, S2 and so on; each serves a page at an exclusive address and keeps one original server.
     pub fn of(tag: &str, count: usize) -> Self {
+        Self::with_hooks(tag, count, &[])
+    }
+
+    /// The same with hooks: the name of each, and a line for the shell.
+    pub fn with_hooks(tag: &str, count: usize, hooks: &[(&str, &str)]) -> Self {
         let network = Network::of(tag, count, Tie::Bridge);
         let folder = tempfile::tempdir().unwrap();
         let none = |_| None;
@@ -40,7 +45,7 @@ impl Group {
         let services = (0..count).map(|_| None).collect();
         let mut group = Self { network, folder, daemons, services, observer: None };
         for server in 0..count {
-            group.join(server);
+            group.join(server, hooks);
             group.start_service(server);
             group.start(server);
         }
@@ -66,7 +71,7 @@ impl Group {
         group
     }
 
-    fn path(&self, what: &str) -> PathBuf {
+    pub fn path(&self, what: &str) -> PathBuf {
         self.folder.path().join(what)
     }
 
@@ -74,7 +79,7 @@ impl Group {
         self.path(&name(server))
     }
 
-    fn join(&self, server: usize) {
+    fn join(&self, server: usize, hooks: &[(&str, &str)]) {
         let directory = self.directory(server);
         let (dir, files) = (directory.to_str().unwrap(), self.path(&format!("files-{}", name(server))));
         let listen = format!("10.91.0.{}:7400", server + 1);
@@ -91,7 +96,11 @@ impl Group {
         let settings = directory.join("p2pdb.toml");
         let text = std::fs::read_to_string(&settings).unwrap();
         let text = text.replace("#interface = \"\"", &format!("interface = \"{INTERFACE}\""));
-        std::fs::write(settings, text.replace("#count = 2", "count = 1")).unwrap();
+        let mut text = text.replace("#count = 2", "count = 1");
+        for (hook, line) in hooks {
+            text = text.replace(&format!("#{hook} = []"), &format!("{hook} = ['/bin/sh', '-c', '{line}']"));
+        }
+        std::fs::write(settings, text).unwrap();
     }
 
     /// A command in a host's network that ends with this test.
@@ -239,14 +248,18 @@ impl Group {
         self.observer = Some((child, input));
     }
 
-    /// Nobody has ever seen two machines answer at one address.
+    /// The observer has seen each address answer, and never two machines at one.
     #[track_caller]
     pub fn assert_never_two(&mut self) {
         let (child, mut input) = self.observer.take().unwrap();
         let _ = input.flush();
         drop(input);
         let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "two answered at one address: {}", String::from_utf8_lossy(&output.stdout));
+        assert!(
+            output.status.success(),
+            "two answered at one address, or nobody: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
     }
 }
 

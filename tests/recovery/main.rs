@@ -10,8 +10,8 @@ mod group;
 #[allow(dead_code, reason = "only the network of it is used here")]
 mod network;
 
-use group::{Group, possible};
-use network::wait_until;
+use group::{Group, address, possible};
+use network::{answers_from, wait_until};
 use rustix::process::Signal;
 
 #[test]
@@ -131,5 +131,69 @@ fn when_the_manager_dies_in_the_middle_others_go_on() {
     group.power_off(1);
     group.wait_served(2, "played");
     group.wait_served(1, "played");
+    group.assert_never_two();
+}
+
+#[test]
+fn a_daemon_that_is_killed_alone_loses_its_address_in_time() {
+    if !possible("a_daemon_that_is_killed_alone_loses_its_address_in_time") {
+        return;
+    }
+    let mut group = Group::of("h", 4);
+    group.kill_daemon(3);
+    group.wait_served(3, "played");
+    group.start(3);
+    group.wait_served(3, "itself");
+    group.assert_never_two();
+}
+
+#[test]
+fn the_smaller_side_of_a_partition_lets_go_of_what_the_larger_takes() {
+    if !possible("the_smaller_side_of_a_partition_lets_go_of_what_the_larger_takes") {
+        return;
+    }
+    let mut group = Group::of("i", 5);
+    group.network.split(&[0, 1]);
+    group.wait_served(0, "played");
+    group.wait_served(1, "played");
+    // The observer is on the larger side; on the smaller one nobody is left at these addresses.
+    for (asker, server) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        assert!(!answers_from(&group.network.host(asker), &address(server)), "{server} answers {asker}");
+    }
+    group.network.join(&[0, 1]);
+    group.wait_served(0, "itself");
+    group.wait_served(1, "itself");
+    wait_until("the story ends", || group.records("Problem").is_empty() && group.records("Recovery").is_empty());
+    assert_eq!(group.records("Group").len(), 5);
+    group.assert_never_two();
+}
+
+#[test]
+fn hooks_tell_people_restart_services_and_say_when_a_server_is_ready() {
+    if !possible("hooks_tell_people_restart_services_and_say_when_a_server_is_ready") {
+        return;
+    }
+    let hooks = [
+        ("notify", r#"echo "$P2PDB_SERVER, $P2PDB_REASON" >> "$P2PDB_DIR/../told""#),
+        ("restart_service", r#"touch "$P2PDB_DIR/../restart-$P2PDB_SERVER""#),
+        ("ready", r#"touch "$P2PDB_DIR/../asked"; test -e "$P2PDB_DIR/../ready""#),
+    ];
+    let mut group = Group::with_hooks("j", 4, &hooks);
+    group.power_off(1);
+    group.wait_served(1, "played");
+    let told = group.path("told");
+    wait_until("people are told", || {
+        std::fs::read_to_string(&told).is_ok_and(|text| text.lines().any(|line| line.starts_with("S2, decision")))
+    });
+    group.power_on(1);
+    wait_until("the server asks whether it is ready", || group.path("asked").exists());
+    assert!(group.records("Problem").iter().any(|row| row.starts_with("S2b, S2")), "it has not waited");
+    group.wait_served(1, "played");
+    std::fs::write(group.path("ready"), "").unwrap();
+    group.wait_served(1, "itself");
+    group.kill_service(2);
+    wait_until("the service is to be restarted", || group.path("restart-S3").exists());
+    group.start_service(2);
+    group.wait_served(2, "itself");
     group.assert_never_two();
 }

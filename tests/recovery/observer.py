@@ -22,6 +22,8 @@ def question(address):
 
 
 double = {}
+# An observer that saw nothing has nothing to say.
+silent = set(addresses)
 while True:
     seen = {address: set() for address in addresses}
     for address in addresses:
@@ -32,7 +34,9 @@ while True:
         if sys.stdin in ready and not sys.stdin.buffer.read(1):
             for address, answers in double.items():
                 print(address, *sorted(answers))
-            sys.exit(1 if double else 0)
+            for address in sorted(silent):
+                print(address, "never answered")
+            sys.exit(1 if double or silent else 0)
         if link in ready:
             frame = link.recv(128)
             # An answer says who it is from: hardware and protocol address of the sender.
@@ -41,5 +45,7 @@ while True:
                 if address in seen:
                     seen[address].add(frame[22:28].hex())
     for address, answers in seen.items():
+        if answers:
+            silent.discard(address)
         if len(answers) > 1:
             double[address] = answers
