@@ -93,7 +93,9 @@ def lines(
     save(figure, folder / name)
 
 
-def distributions(folder: Path, name: str, title: str, across: str, series: dict[str, list[float]]) -> None:
+def distributions(
+    folder: Path, name: str, title: str, across: str, series: dict[str, list[float]], what: str = "edits"
+) -> None:
     """The share of samples that took at most so long, one step line per series."""
     figure, axes = plt.subplots(figsize=(8, 4.8))
     palette = [colour for system, colour in COLOURS.items() if system != "floor"]
@@ -104,9 +106,9 @@ def distributions(folder: Path, name: str, title: str, across: str, series: dict
     _label_decades(axes.xaxis)
     axes.set_ylim(0, 101)
     axes.set_xlabel(across)
-    axes.set_ylabel("% of the edits")
+    axes.set_ylabel(f"% of the {what}")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     _dress(axes, "both")
     save(figure, folder / name)
 

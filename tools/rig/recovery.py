@@ -34,7 +34,6 @@ PREFIX = "p2pdb-r"
 SWITCH = f"{PREFIX}-switch"
 PORT = 7400
 REST_S = 6
-#: A paper's figure is given where it measured the same thing: seconds, Figs. 14 and 15.
 PHASES = ["certain", "decided", "answering (log)", "outage (client)"]
 
 POLLER = """
@@ -482,7 +481,7 @@ def _write(bench: Bench, cases: list[Case]) -> None:
             for number, found in enumerate(case.runs, 1):
                 rows.writerows([case.name, number, phase, f"{value:.1f}"] for phase, value in found.items())
     outages = {case.name: [found["outage (client)"] for found in case.runs] for case in cases if case.runs}
-    plot.distributions(bench.folder, "recovery", "A client's outage", "milliseconds from the failure (log scale)", outages)
+    plot.distributions(bench.folder, "recovery", "A client's outage", "milliseconds from the failure (log scale)", outages, "runs")
     lines = ["# From a failure to a stand-in that answers", ""]
     lines += ["| failure | runs | " + " | ".join(f"{phase} ms" for phase in phases) + " | spread of the outage ms |"]
     lines += ["|---" * (len(phases) + 3) + "|"]
