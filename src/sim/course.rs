@@ -273,8 +273,10 @@ impl Cluster {
         if in_flight > limits.window_bytes + 2 * limits.read_bytes {
             self.oracle.report("bounds", || format!("S{} has {in_flight} bytes in flight to one peer", host + 1));
         }
+        // A frozen daemon answers when it is thawed.
+        let patience_us = if self.settings.management.is_some() { 45 * SECOND_US } else { 8 * SECOND_US };
         let late =
-            self.asked.iter().find(|(_, asked)| asked.host == host && asked.deadline_us + 8 * SECOND_US < self.now_us);
+            self.asked.iter().find(|(_, asked)| asked.host == host && asked.deadline_us + patience_us < self.now_us);
         if let Some((&ticket, asked)) = late
             && asked.life == self.hosts[host].life
             && !self.hosts[host].disk.full

@@ -17,7 +17,7 @@ use crate::core::schema::file;
 const SCRIBE_PATIENCE_US: u64 = 2_000_000;
 
 /// By how much the clocks of those who take flags away and of those who return may differ, in milliseconds.
-const FLAG_SLACK_MS: u64 = 5_000;
+const FLAG_SLACK_MS: u64 = 30_000;
 
 impl Management {
     pub(super) fn keep_records(&mut self, turn: &mut Turn) {
