@@ -127,6 +127,8 @@ pub struct Management {
     next_lease_us: u64,
     /// When this server began, and when it learned of each decision since.
     began_us: Option<u64>,
+    /// In which life cycle it looked at the files last, and whether it was in the group.
+    looked_as: Option<(Lifecycle, bool)>,
     learned_us: BTreeMap<Slot, u64>,
     /// Edits that are on their way, by file and key, and until when they are not repeated.
     edits: BTreeMap<(FileName, String), (Change, u64)>,
@@ -162,6 +164,7 @@ impl Management {
             grants: Grants::default(),
             next_lease_us: 0,
             began_us: None,
+            looked_as: None,
             learned_us: BTreeMap::new(),
             edits: BTreeMap::new(),
             numbers: 0,
@@ -211,9 +214,10 @@ impl Management {
 
     pub(in crate::core) fn handle(&mut self, now: Now, scene: &Scene, cause: Cause) -> Vec<Act> {
         let mut turn = Turn { now, scene, acts: Vec::new(), edits: BTreeMap::new() };
-        let began = self.began_us.is_none();
         self.began_us.get_or_insert(now.monotonic_us);
-        if began || matches!(cause, Cause::Files) {
+        let looks_as = Some((scene.lifecycle, self.in_group()));
+        if looks_as != self.looked_as || matches!(cause, Cause::Files) {
+            self.looked_as = looks_as;
             self.look_at_files(&mut turn);
         }
         match cause {

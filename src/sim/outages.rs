@@ -175,8 +175,9 @@ impl Outages {
             });
             let originals: Vec<String> = originals.collect();
             lines.push(format!(
-                "  {name}: {}, {} decisions, {}, lease {} ms, holds {:?}; {}; {}",
+                "  {name}: {}, alarms {:?}, {} decisions, {}, lease {} ms, holds {:?}; {}; {}",
                 node.lifecycle(),
+                node.alarms(),
                 report.decisions,
                 report.standing,
                 report.lease_left_ms,

@@ -46,6 +46,8 @@ struct Group {
     hooks: Vec<Hook>,
     /// What the ready hooks say.
     ready: Result<String, String>,
+    /// Servers whose daemons have just started and have not got the files yet.
+    starting: BTreeSet<usize>,
     /// Servers on the other side of a partition.
     away: BTreeSet<usize>,
 }
@@ -74,6 +76,7 @@ impl Group {
             reasons: Vec::new(),
             ready: Ok(String::new()),
             hooks: hooks.to_vec(),
+            starting: BTreeSet::new(),
             away: BTreeSet::new(),
         };
         for index in 0..count {
@@ -226,7 +229,11 @@ impl Group {
         }
         let name = &self.servers[index].name;
         let flagged = self.files.builtin(file::FLAG).is_some_and(|flags| flags.record(name.as_str()).is_some());
-        let lifecycle = if flagged { Lifecycle::Operating } else { Lifecycle::Ready };
+        let lifecycle = match flagged {
+            _ if self.starting.contains(&index) => Lifecycle::Standby,
+            true => Lifecycle::Operating,
+            false => Lifecycle::Ready,
+        };
         let scene = Scene { files: &self.files.clone(), lifecycle, linked: self.linked(index) };
         let now = Now { wall_ms: self.now_us / 1000, monotonic_us: self.now_us };
         let acts = self.servers[index].management.handle(now, &scene, cause);
@@ -693,4 +700,22 @@ fn a_server_that_is_removed_for_good_is_no_elector_any_more() {
     group.run(8_000);
     let roster = group.servers[0].management.chain().roster();
     assert!(roster.member(&server("S4")).is_none(), "{}", group.story());
+}
+
+#[test]
+fn daemons_that_were_started_anew_watch_also_if_no_file_changes() {
+    let mut group = Group::new(4);
+    group.run(10_000);
+    for index in [0, 2] {
+        let restarted = &mut group.servers[index];
+        let memory = restarted.memory.clone();
+        restarted.management = Management::new(config(&restarted.name, index, &[]), memory);
+        group.starting.insert(index);
+        group.begin(index);
+    }
+    group.run(300);
+    group.starting.clear();
+    group.run(6_000);
+    group.power_off("S2");
+    group.wait("S2 is played", 8_000, |group| group.host_of(2).is_some_and(|host| host != "S2"));
 }
