@@ -6,6 +6,9 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time")]
 
 mod faults;
+#[allow(dead_code, reason = "the tests of recovery use all of it")]
+#[path = "../recovery/group.rs"]
+mod group;
 mod life;
 #[path = "../guests/owner.rs"]
 mod owner;
@@ -13,3 +16,6 @@ mod owner;
 #[path = "../guests/rig.rs"]
 mod rig;
 mod stage;
+mod together;
+
+use rig as network;
