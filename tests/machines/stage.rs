@@ -9,10 +9,6 @@ use tempfile::TempDir;
 
 use super::rig::{Host, Network, possible, wait_until};
 
-/// libvirt without systemd, control groups and security drivers: as in a container.
-const QEMU_SETTINGS: &str = "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\n\
-    security_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\nseccomp_sandbox = 0\nstdio_handler = \"file\"\n";
-
 /// Whether these tests can run here; says so if not.
 pub fn machines_possible(test: &str) -> bool {
     let missing = if !has("libvirtd") {
@@ -46,16 +42,6 @@ pub struct Libvirtd {
 impl Libvirtd {
     pub fn start(network: &Network, host: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let place = folder.path().display();
-        for name in ["run", "lib", "cache", "log", "etc"] {
-            std::fs::create_dir(folder.path().join(name)).unwrap();
-        }
-        std::fs::write(folder.path().join("etc/qemu.conf"), QEMU_SETTINGS).unwrap();
-        let settings = format!(
-            "unix_sock_dir = \"{place}/run\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\n\
-             log_outputs = \"3:file:{place}/log/libvirtd.log\"\n"
-        );
-        std::fs::write(folder.path().join("etc/libvirtd.conf"), settings).unwrap();
         let mut libvirtd = Self { namespace: network.host(host), folder, child: None };
         libvirtd.run();
         libvirtd
@@ -70,17 +56,9 @@ impl Libvirtd {
     }
 
     pub fn run(&mut self) {
-        let place = self.folder.path().display().to_string();
-        let script = format!(
-            "set -e; mount --make-rprivate /
-             for pair in run:/run/libvirt lib:/var/lib/libvirt cache:/var/cache/libvirt log:/var/log/libvirt etc:/etc/libvirt; do
-                 mkdir -p ${{pair#*:}}; mount --bind {place}/${{pair%%:*}} ${{pair#*:}}
-             done
-             exec libvirtd -f {place}/etc/libvirtd.conf -p {place}/run/libvirtd.pid"
-        );
-        let _ = std::fs::remove_file(self.socket());
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/own-libvirtd");
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).args(["unshare", "-m", "sh", "-c", &script]);
+        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(program).arg(self.folder.path());
         self.child = Some(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         wait_until("libvirtd listens", || std::os::unix::net::UnixStream::connect(self.socket()).is_ok());
     }

@@ -49,6 +49,8 @@ const MOVE_MEMORY: Duration = Duration::from_secs(120);
 const RESUME: Duration = Duration::from_secs(20);
 /// How long the guest agent alone is asked, before the other way in is tried as well.
 const AGENT_ALONE: Duration = Duration::from_secs(3);
+/// How long the agent may stay away while the other way in is there.
+const AGENT_GRACE: Duration = Duration::from_secs(8);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 const ADDRESS: Duration = Duration::from_secs(5);
 /// Beyond the deadline of a procedure itself.
@@ -386,7 +388,12 @@ impl LibvirtMachine {
     fn wait_for_guest(&mut self, uuid: &str, deadline: Instant) -> Result<(), Failed> {
         let begun = Instant::now();
         let lacks_agent = self.store.description().is_ok_and(|pristine| !pristine.guest_agent);
-        let agent_alone = if lacks_agent { Duration::ZERO } else { AGENT_ALONE };
+        // While it boots, the channel may be there before the agent.
+        let (alone, grace) = match lacks_agent {
+            true => (Duration::ZERO, Duration::ZERO),
+            false => (AGENT_ALONE, AGENT_GRACE),
+        };
+        let mut channel_since = None;
         loop {
             let why = match guest_agent::ping(&mut self.connection, uuid, Duration::from_secs(1)) {
                 Ok(()) => {
@@ -396,11 +403,13 @@ impl LibvirtMachine {
                 Err(LibvirtError::NoDomain) => return Err("it has ended".into()),
                 Err(error) => error,
             };
-            if begun.elapsed() > agent_alone
-                && guest_agent::run_by_channel(&self.store.channel_path(), ":", Duration::from_secs(1)).is_ok()
-            {
-                self.guest_agent = false;
-                return Ok(());
+            let channel = self.store.channel_path();
+            if begun.elapsed() > alone && guest_agent::run_by_channel(&channel, ":", Duration::from_secs(1)).is_ok() {
+                let since = *channel_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= grace {
+                    self.guest_agent = false;
+                    return Ok(());
+                }
             }
             if Instant::now() >= deadline {
                 let console = self.store.console_path();
