@@ -1,5 +1,5 @@
 //! A program of the administrator, run to its end: in a process group of its own, all of which is killed when nobody waits for it
-//! any more; its output read to the end and kept up to a bound.
+//! any more; its output read to the end, and the beginning and the end of it kept.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
-/// How much of each output is kept, in bytes; the rest is read and dropped.
+/// How much of the beginning and of the end of each output is kept, in bytes; the rest is read and dropped.
 const OUTPUT_BYTES_MAX: usize = 1024;
 /// Longest line that is told, in characters.
 const LINE_CHARS_MAX: usize = 120;
@@ -17,14 +17,34 @@ const LINE_CHARS_MAX: usize = 120;
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
-    out: Vec<u8>,
-    err: Vec<u8>,
+    out: Output,
+    err: Output,
+}
+
+/// What a program has written to one of its outputs.
+#[derive(Debug, Default)]
+struct Output {
+    beginning: Vec<u8>,
+    /// The last bytes, those of the beginning too if there are no more.
+    end: Vec<u8>,
 }
 
 impl Ended {
     /// The first line that it said, on standard error before standard output.
     pub fn first_line(&self) -> String {
-        let lines = [&self.err, &self.out].map(|text| first_line(text));
+        let lines = [&self.err, &self.out].map(|output| {
+            let text = String::from_utf8_lossy(&output.beginning);
+            text.lines().next().map(line_of).unwrap_or_default()
+        });
+        lines.into_iter().find(|line| !line.is_empty()).unwrap_or_default()
+    }
+
+    /// The last line that says anything, likewise.
+    pub fn last_line(&self) -> String {
+        let lines = [&self.err, &self.out].map(|output| {
+            let text = String::from_utf8_lossy(&output.end);
+            text.lines().rev().map(line_of).find(|line| !line.is_empty()).unwrap_or_default()
+        });
         lines.into_iter().find(|line| !line.is_empty()).unwrap_or_default()
     }
 
@@ -65,20 +85,64 @@ pub async fn run(program: &str, arguments: &[String], environment: &[(&str, Stri
     Ok(Ended { status: status?, out, err })
 }
 
-/// Reads to the end and keeps the beginning.
-async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let Some(mut pipe) = pipe else { return kept };
+/// Reads to the end.
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Output {
+    let mut output = Output::default();
+    let Some(mut pipe) = pipe else { return output };
     let mut bytes = [0; 4096];
     while let Ok(length @ 1..) = pipe.read(&mut bytes).await {
-        let room = OUTPUT_BYTES_MAX - kept.len();
-        kept.extend_from_slice(&bytes[..length.min(room)]);
+        output.keep(&bytes[..length]);
     }
-    kept
+    output
 }
 
-fn first_line(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    let line = text.lines().next().unwrap_or("");
-    line.chars().filter(|character| !character.is_control()).take(LINE_CHARS_MAX).collect()
+impl Output {
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = OUTPUT_BYTES_MAX - self.beginning.len();
+        self.beginning.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.end.extend_from_slice(&bytes[bytes.len().saturating_sub(OUTPUT_BYTES_MAX)..]);
+        let too_many = self.end.len().saturating_sub(OUTPUT_BYTES_MAX);
+        self.end.drain(..too_many);
+    }
+}
+
+/// A line as it is told.
+fn line_of(line: &str) -> String {
+    let told: String = line.trim().chars().filter(|character| !character.is_control()).take(LINE_CHARS_MAX).collect();
+    told.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ended(script: &str) -> Ended {
+        run("/bin/sh", &["-c".to_owned(), script.to_owned()], &[]).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_first_and_the_last_line_are_those_that_say_something() {
+        let ended = ended("echo 'connecting'; echo; printf 'no route to the board\\n\\n  \\n'").await;
+        assert_eq!((ended.first_line(), ended.last_line()), ("connecting".into(), "no route to the board".into()));
+    }
+
+    #[tokio::test]
+    async fn standard_error_is_told_before_standard_output() {
+        let ended = ended("echo 'S2 is off'; echo 'the board is slow' >&2; echo ' ' >&2").await;
+        assert_eq!(ended.last_line(), "the board is slow");
+        let silent = super::tests::ended("true").await;
+        assert_eq!((silent.first_line(), silent.last_line()), (String::new(), String::new()));
+    }
+
+    #[tokio::test]
+    async fn the_last_line_of_much_is_kept_and_bounded() {
+        let much = ended("echo first; seq 1 100000; printf '%0300d' 7").await;
+        assert_eq!(much.first_line(), "first");
+        assert_eq!(much.last_line(), "0".repeat(LINE_CHARS_MAX));
+        let much = ended("seq 1 100000; echo 'the last word'").await;
+        assert_eq!(much.last_line(), "the last word");
+        assert!(much.out.beginning.len() <= OUTPUT_BYTES_MAX && much.out.end.len() <= OUTPUT_BYTES_MAX);
+        let colours = ended("printf '\\033[31m\\a\\n'; printf '\\a\\n'").await;
+        assert_eq!(colours.last_line(), "[31m");
+    }
 }

@@ -23,7 +23,7 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Runs one to its end. Returns its first line of output, or why it failed.
+    /// Runs one to its end. Returns its last line of output, where an error usually stands, or why it failed.
     pub async fn run(&self, run: &HookRun) -> Result<String, String> {
         let words = self.commands.get(&run.hook).map(Vec::as_slice);
         let Some([program, arguments @ ..]) = words else { return Err("it is not configured".into()) };
@@ -39,11 +39,31 @@ impl Hooks {
             Ok(Err(error)) => return Err(format!("{program} does not start: {error}")),
             Err(_) => return Err(format!("{program} was killed after {} ms", self.deadline.as_millis())),
         };
-        let line = ended.first_line();
+        let line = ended.last_line();
         match ended.status.success() {
             true => Ok(line),
             false if line.is_empty() => Err(format!("{program} ends with {}", ended.ending())),
             false => Err(format!("{program} ends with {}: {line}", ended.ending())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hook_that_fails_is_told_of_with_its_last_words() {
+        let script = "echo 'asking the board'; echo 'trying again' >&2; echo 'board.sh: no route to host' >&2; exit 3";
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let hooks = Hooks {
+            commands: BTreeMap::from([(Hook::Fence, command)]),
+            deadline: Duration::from_secs(10),
+            name: ServerName::new("S1").unwrap(),
+            directory: PathBuf::from("/"),
+        };
+        let run = HookRun { id: 1, hook: Hook::Fence, server: ServerName::new("S2").unwrap(), reason: String::new() };
+        let said = hooks.run(&run).await;
+        assert_eq!(said, Err("/bin/sh ends with 3: board.sh: no route to host".to_owned()));
     }
 }

@@ -191,7 +191,7 @@ pub enum ManagementInput {
     Address { id: OrderId, outcome: Result<Option<ServiceAddress>, String> },
     /// The answer to `Look`: whether somebody answers there, or why nobody could ask.
     Looked { id: LookId, outcome: Result<bool, String> },
-    /// The answer to `Run`: the last of its output, or why it failed.
+    /// The answer to `Run`: the last line of its output, or why it failed.
     HookDone { id: HookId, outcome: Result<String, String> },
     /// Answered by `Answer`.
     Operator { ticket: Ticket, author: String, command: OperatorCommand },
