@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from . import logsize, namespaces, packages, priority, recovery, report, scale, sync
+from . import experiment, logsize, namespaces, packages, priority, recovery, report, scale, sync
 from .bench import Bench, Options
 from .errors import RigError, Skipped
 from .progress import Progress
@@ -96,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     six.add_argument("--preset", choices=["fast", "paper"], default="fast", help="how often is asked (default: fast)")
     six.set_defaults(run=_recovery)
 
+    seven = commands.add_parser("experiment", parents=[common], help="the paper's, with virtual machines; see tools/experiment")
+    seven.add_argument("--runs", type=int, default=10, help="of each case (default: 10)")
+    seven.add_argument("--paper-runs", type=int, default=3, help="of each with the preset paper, half a minute more each (default: 3)")
+    seven.set_defaults(run=_experiment)
+
     five = commands.add_parser("clean", help="remove what a killed run left behind")
     five.set_defaults(run=_clean)
     return parser
@@ -142,6 +147,12 @@ def _priority(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def _recovery(arguments: argparse.Namespace, progress: Progress) -> int:
     recovery.run(_bench(arguments, progress), arguments.runs, arguments.preset)
+    return 0
+
+
+def _experiment(arguments: argparse.Namespace, progress: Progress) -> int:
+    _need_root()
+    experiment.run(_bench(arguments, progress), arguments.runs, arguments.paper_runs)
     return 0
 
 

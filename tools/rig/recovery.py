@@ -37,26 +37,29 @@ REST_S = 6
 PHASES = ["certain", "decided", "answering (log)", "outage (client)"]
 
 POLLER = """
-import socket, sys, time
-address, out = sys.argv[1], open(sys.argv[2], "w", buffering=1)
-last = None
+import re, socket, sys, time
+address, port, question, pause, out = sys.argv[1], int(sys.argv[2]), sys.argv[3].encode(), float(sys.argv[4]), open(sys.argv[5], "w", buffering=1)
+wanted = re.compile(rb"((?:S\\d+|host)[ -](?:itself|played|\\d+))[^0-9a-z]")
 def page():
     try:
-        with socket.create_connection((address, 80), 0.1) as link:
-            link.settimeout(0.1)
-            link.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        with socket.create_connection((address, port), 0.1) as link:
+            link.settimeout(0.1 if port == 80 else 1)
+            link.sendall(question)
             text = b""
             while part := link.recv(4096):
                 text += part
-            return text.rsplit(b"\\n", 2)[-2].decode()
-    except (OSError, IndexError):
-        return "nobody"
+                if found := wanted.search(text):
+                    return found[1].decode().replace("-", " ")
+    except OSError:
+        pass
+    return "nobody"
 while True:
     begun = time.time_ns()
     told = page()
     out.write(f"{begun} {time.time_ns()} {told}\\n")
-    time.sleep(0.005)
+    time.sleep(pause)
 """
+WEB = (80, "GET / HTTP/1.0\r\n\r\n")
 
 MANIFEST = """format = 1
 [[file]]
@@ -190,10 +193,11 @@ def _enter(host: int) -> list[str]:
 class Client:
     """Asks for a page all the time, and remembers what it got and when."""
 
-    def __init__(self, bench: Bench, address: str) -> None:
+    def __init__(self, bench: Bench, address: str, question: tuple[int, str] = WEB, pause: float = 0.005) -> None:
         self._bench = bench
         self._samples = bench.work / f"client-{time.monotonic_ns()}.txt"
-        self._process = bench.processes.start("client", [*_enter(CLIENT), "python3", "-c", POLLER, address, str(self._samples)])
+        words = [address, str(question[0]), question[1], str(pause), str(self._samples)]
+        self._process = bench.processes.start("client", [*_enter(CLIENT), "python3", "-c", POLLER, *words])
         self.wait(lambda page: page != "nobody", "the client gets a page")
 
     def read(self) -> list[tuple[int, int, str]]:
@@ -242,17 +246,45 @@ class Group:
         for server in SERVERS:
             name = f"S{server}"
             self.call(1, "files", "add", "Service", f"{name}, {_service(server)}/24, exclusive")
-            self.call(1, "files", "add", "Check", f"{name}, web, http 80 /, preset={self._preset}")
+            self.call(1, "files", "add", "Check", f"{name}, {self.check(server)}, preset={self._preset}")
             folder = self._bench.work / f"procedure-{name}"
             folder.mkdir()
-            (folder / "procedure.toml").write_text(MANIFEST)
-            (folder / "install.sh").write_text(SCRIPT)
-            (folder / "page").write_text(f"{name} played\n")
+            self.write_procedure(server, folder)
             self.call(1, "procedure", "put", str(folder), "--server", name)
         for server in SERVERS:
-            client = Client(self._bench, _service(server))
-            client.stop()
+            self.client(server).stop()
         self._wait_rest()
+
+    # ---- what an experiment with other services and originals says otherwise ----
+
+    def check(self, server: int) -> str:
+        return "web, http 80 /"
+
+    def write_procedure(self, server: int, folder: Path) -> None:
+        (folder / "procedure.toml").write_text(MANIFEST)
+        (folder / "install.sh").write_text(SCRIPT)
+        (folder / "page").write_text(f"S{server} played\n")
+
+    def settings(self, server: int, text: str) -> str:
+        return text.replace('#interface = ""', 'interface = "eth0"')
+
+    def service(self, server: int) -> list[str]:
+        """The command of the server's own service, which stays."""
+        pages = self._bench.work / f"pages-S{server}"
+        pages.mkdir(exist_ok=True)
+        (pages / "index.html").write_text(f"S{server} itself\n")
+        return ["python3", "-m", "http.server", "80", "--directory", str(pages)]
+
+    def client(self, server: int) -> "Client":
+        return Client(self._bench, _service(server))
+
+    def originals(self) -> int:
+        """How many there are in all."""
+        return 2 * len(SERVERS)
+
+    def end_guests(self, server: int) -> None:
+        """What of a server outlives its daemon."""
+        _end_agents(self.directory(server))
 
     def _join(self, server: int) -> None:
         directory = self.directory(server)
@@ -265,7 +297,7 @@ class Group:
             words = ["init", *words]
         self._bench.processes.run([*_enter(server), self._binary, *words])
         settings = directory / "p2pdb.toml"
-        settings.write_text(settings.read_text().replace('#interface = ""', 'interface = "eth0"'))
+        settings.write_text(self.settings(server, settings.read_text()))
 
     def _start_daemon(self, server: int) -> None:
         argv = [*_enter(server), self._binary, "daemon", "--dir", str(self.directory(server))]
@@ -281,11 +313,8 @@ class Group:
         self._bench.processes.wait_until(f"S{server} answers", answers, 30)
 
     def _start_service(self, server: int) -> None:
-        pages = self._bench.work / f"pages-S{server}"
-        pages.mkdir(exist_ok=True)
-        (pages / "index.html").write_text(f"S{server} itself\n")
-        argv = [*_enter(server), "python3", "-m", "http.server", "80", "--directory", str(pages)]
-        self._services[server] = self._bench.processes.start(f"web-S{server}", argv)
+        argv = [*_enter(server), *self.service(server)]
+        self._services[server] = self._bench.processes.start(f"service-S{server}", argv)
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -302,9 +331,9 @@ class Group:
             shown = {name: self._show(name) for name in ("Group", "Problem", "Recovery", "Original")}
             originals = shown["Original"].splitlines()
             quiet = len(shown["Group"].splitlines()) == len(SERVERS) and "S" not in shown["Problem"] + shown["Recovery"]
-            return quiet and len(originals) == 2 * len(SERVERS) and all(", suspended, " in row for row in originals)
+            return quiet and len(originals) == self.originals() and all(", suspended, " in row for row in originals)
 
-        self._bench.processes.wait_until("the group is at rest", is_quiet, 90)
+        self._bench.processes.wait_until("the group is at rest", is_quiet, 400)
         # Whoever has just come back is not judged at once, and watches anew; that is not what is measured.
         time.sleep(REST_S)
 
@@ -316,7 +345,7 @@ class Group:
     def stop(self) -> None:
         self._bench.processes.stop_all()
         for server in SERVERS:
-            _end_agents(self.directory(server))
+            self.end_guests(server)
 
     # ---- failures ----
 
@@ -352,7 +381,7 @@ class Group:
         for pid in _ip("netns", "pids", _space(server)).split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
-        _end_agents(self.directory(server))
+        self.end_guests(server)
 
     def _power_on(self, server: int) -> None:
         shown = _ip("-n", _space(server), "-o", "address", "show", "dev", "eth0")
@@ -364,7 +393,7 @@ class Group:
         self._start_daemon(server)
 
     def _measure(self, servers: list[int], fail, mend) -> dict[str, float]:
-        clients = {server: Client(self._bench, _service(server)) for server in servers}
+        clients = {server: self.client(server) for server in servers}
         failed_ns = time.time_ns()
         fail()
         for server, client in clients.items():
