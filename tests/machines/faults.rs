@@ -32,6 +32,8 @@ fn libvirtd_is_killed_frozen_and_started_again() {
     assert!(outcome.starts_with("failed the original server, broken"), "{outcome}");
     owner.done("1 7 hold 10.91.0.50/24 60000");
     libvirtd.run();
+    // As the core does every few seconds.
+    owner.begin("prepare");
     owner.wait_for("changed original-2 suspended");
     assert!(network.answers("10.91.0.50"));
     owner.done("1 7 release 10.91.0.50/24");
@@ -153,5 +155,6 @@ fn a_host_without_libvirtd_says_so_and_recovers_when_it_comes() {
     let note = owner.wait_for("changed original-1 broken --- 0 ");
     assert!(note.contains("cannot be reached") && note.contains("is libvirtd running"), "{note}");
     libvirtd.run();
+    owner.begin("prepare");
     owner.wait_for("changed original-1 suspended");
 }

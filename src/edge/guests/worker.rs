@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -26,10 +26,6 @@ use crate::format::guest::{decode_guest, encode_guest};
 
 /// How often an original that has nothing to do is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// When a broken one that no decision has to do with is made anew again, after the first failure and at the longest: what was missing may
-/// be back.
-const REMAKE_AFTER: Duration = Duration::from_secs(5);
-const REMAKE_AFTER_MAX: Duration = Duration::from_secs(60);
 /// Most of what a procedure printed that goes into a note, in characters.
 const NOTE_CHARS_MAX: usize = 1000;
 
@@ -52,13 +48,11 @@ pub struct Worker<M> {
     report: Report,
     record: GuestRecord,
     told: Option<Guest>,
-    /// When it is tried again to make it anew, and how long to wait after that.
-    remake: Option<(Instant, Duration)>,
 }
 
 impl<M: Machine> Worker<M> {
     pub fn new(name: String, folder: PathBuf, wanted: bool, machine: M, bundles: BundleStore, report: Report) -> Self {
-        Self { name, folder, wanted, machine, bundles, report, record: GuestRecord::absent(), told: None, remake: None }
+        Self { name, folder, wanted, machine, bundles, report, record: GuestRecord::absent(), told: None }
     }
 
     /// Works until nobody sends jobs any more.
@@ -82,10 +76,7 @@ impl<M: Machine> Worker<M> {
                     self.look_after();
                     self.remake_if_free();
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.look_after();
-                    self.remake_if_due();
-                }
+                Err(RecvTimeoutError::Timeout) => self.look_after(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -325,20 +316,6 @@ impl<M: Machine> Worker<M> {
     fn remake_if_free(&mut self) {
         if self.record.state == GuestState::Broken && self.record.token == 0 {
             let _ = self.make_anew(0);
-        }
-    }
-
-    /// Tries again what has failed before, less and less often.
-    fn remake_if_due(&mut self) {
-        if self.record.state != GuestState::Broken || self.record.token != 0 || !self.wanted {
-            self.remake = None;
-            return;
-        }
-        let (due, wait) = *self.remake.get_or_insert_with(|| (Instant::now() + REMAKE_AFTER, REMAKE_AFTER));
-        if Instant::now() >= due {
-            self.remake_if_free();
-            let longer = (wait * 2).min(REMAKE_AFTER_MAX);
-            self.remake = Some((Instant::now() + longer, longer));
         }
     }
 
