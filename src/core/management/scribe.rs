@@ -4,6 +4,7 @@
 //! work is to make the files agree with the chain, so it does not matter who begins and who ends.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{Management, Phase, RecoveryRow, Turn};
 use crate::core::decision::{Act, Decision};
@@ -30,6 +31,7 @@ impl Management {
         let reason = format!("decision {}: {}", last.slot, last.reason);
         self.keep_group(turn, &reason);
         let members: Vec<_> = self.chain.roster().members().iter().filter(|member| !member.witness).cloned().collect();
+        self.forget_removed(turn);
         for member in members {
             let name = member.name.as_str().to_owned();
             let row = RecoveryRow::of(turn.scene.files, &member.name);
@@ -71,6 +73,24 @@ impl Management {
                         self.want_recovery(turn, RecoveryRow { phase, slot, note, ..row });
                     }
                 }
+            }
+        }
+    }
+
+    /// Ends the story of whoever was removed for good.
+    fn forget_removed(&mut self, turn: &mut Turn) {
+        let removed: Vec<Arc<Decision>> = self
+            .chain
+            .decisions()
+            .iter()
+            .filter(|decision| matches!(&decision.act, Act::Remove { server } if self.chain.roster().member(server).is_none()))
+            .cloned()
+            .collect();
+        for decision in removed {
+            let server = decision.act.server();
+            let reason = format!("decision {}: {}", decision.slot, decision.reason);
+            for name in [file::PROBLEM, file::RECOVERY, file::FENCE] {
+                self.want_record(turn, name, server.as_str(), None, &reason);
             }
         }
     }
@@ -143,5 +163,6 @@ impl Management {
 fn lost_flag(turn: &Turn, server: &ServerName, returned: &Decision) -> bool {
     let register = turn.scene.files.builtin(file::FLAG).and_then(|flags| flags.register(server.as_str()));
     let newest = register.and_then(|register| register.leaves.first());
-    newest.is_some_and(|leaf| leaf.value.is_none() && leaf.version.time.wall_ms() < returned.wall_ms + FLAG_SLACK_MS)
+    let limit_ms = returned.wall_ms.saturating_add(FLAG_SLACK_MS);
+    newest.is_some_and(|leaf| leaf.value.is_none() && leaf.version.time.wall_ms() < limit_ms)
 }
