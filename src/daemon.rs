@@ -81,7 +81,9 @@ pub enum DaemonError {
     Decisions(#[from] crate::edge::decision_log::DecisionLogError),
     #[error(transparent)]
     Originals(#[from] crate::edge::guests::OriginalsError),
-    #[error("originals.driver is \"libvirt\" in p2pdb.toml, and this version has no such driver; write \"process\"")]
+    #[error(
+        "originals.driver is \"libvirt\" in p2pdb.toml, and this program was built without it; write \"process\", or build it with the feature libvirt"
+    )]
     Driver,
     #[error(transparent)]
     View(#[from] ViewError),

@@ -111,10 +111,18 @@ fn without_a_service_network_there_are_none() {
 }
 
 #[test]
-fn a_driver_that_is_not_there_is_refused_at_the_start() {
+fn virtual_machines_that_cannot_be_made_say_what_is_missing() {
     let mut cluster = Cluster::empty();
     let server = cluster.add("S1");
+    server.set("service", "interface", "\"lo\"");
     server.set("originals", "driver", "\"libvirt\"");
-    let refused = server.start_refused();
-    assert!(refused.err.contains("this version has no such driver; write \"process\""), "{}", refused.err);
+    server.set("libvirt", "image", "\"/nowhere\"");
+    server.start();
+    cluster.wait_operating();
+    let server = cluster.server("S1");
+    let why = "libvirt.image '/nowhere' holds neither vmlinuz and initrd.img nor disk.qcow2";
+    wait_until("the originals say what is missing", || {
+        rows(server).iter().filter(|row| row.contains(why)).count() == 2
+    });
+    cluster.finish();
 }

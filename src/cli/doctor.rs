@@ -27,6 +27,8 @@ use crate::core::schema::file;
 use crate::core::service::{Service, procedure_of};
 use crate::edge::config::{Config, Driver};
 use crate::edge::control::{LinkState, Request, Response, Status};
+#[cfg(feature = "libvirt")]
+use crate::edge::guests::describe_libvirt;
 
 /// Less room than this beside the next two segments of the log is told.
 const ROOM_BYTES: u64 = 256 << 20;
@@ -134,8 +136,7 @@ fn machine(config: &Config, findings: &mut Findings) {
         }
     }
     if config.originals.driver == Driver::Libvirt {
-        let text = "originals.driver is \"libvirt\", which this version does not have";
-        findings.wrong("service network", text, "write \"process\" in p2pdb.toml");
+        judge_libvirt(config, findings);
     }
     judge_hooks(config, findings);
     let Some(interface) = config.service.interface() else {
@@ -150,6 +151,34 @@ fn machine(config: &Config, findings: &mut Findings) {
         findings.wrong("service network", "the program 'ip' does not run", "install iproute2");
     }
     findings.conclude("service network", format_args!("'{interface}' is there"));
+}
+
+#[cfg(not(feature = "libvirt"))]
+fn judge_libvirt(_: &Config, findings: &mut Findings) {
+    let text = "originals.driver is \"libvirt\", and this program was built without it";
+    findings.wrong("virtual machines", text, "write \"process\" in p2pdb.toml, or build it with the feature libvirt");
+}
+
+#[cfg(feature = "libvirt")]
+fn judge_libvirt(config: &Config, findings: &mut Findings) {
+    const TOPIC: &str = "virtual machines";
+    let settings = &config.libvirt;
+    match describe_libvirt(&settings.uri) {
+        Ok(text) => {
+            let kvm = if Path::new("/dev/kvm").exists() { "/dev/kvm is there" } else { "no /dev/kvm: emulated" };
+            findings.good(TOPIC, format!("{text} at {}; {kvm}", settings.uri));
+        }
+        Err(error) => findings.wrong(TOPIC, error.to_string(), "start libvirtd, or correct libvirt.uri in p2pdb.toml"),
+    }
+    let holds = |name: &str| Path::new(&settings.image).join(name).is_file();
+    if !(holds("disk.qcow2") || holds("vmlinuz") && holds("initrd.img")) {
+        let text = format!("libvirt.image '{}' holds no image", settings.image);
+        findings.wrong(TOPIC, text, "make one with tools/image, and name its folder in p2pdb.toml");
+    }
+    if config.service.interface().is_some_and(|name| !Path::new("/sys/class/net").join(name).join("bridge").exists()) {
+        let text = format!("service.interface '{}' is not a bridge", config.service.interface);
+        findings.wrong(TOPIC, text, "put the interface into a bridge, and name that");
+    }
 }
 
 fn judge_hooks(config: &Config, findings: &mut Findings) {

@@ -5,8 +5,10 @@
 //! worker last told; orders of operators carry token 0, so they never touch what a decision has put to work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(feature = "libvirt")]
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
@@ -24,11 +26,17 @@ use crate::core::schema::file;
 use crate::core::service::procedure_of;
 use crate::edge::bundles::BundleStore;
 use crate::edge::clock::SystemClock;
+#[cfg(feature = "libvirt")]
+use crate::edge::config::{AccelerationSetting, KeepSetting};
 use crate::edge::config::{Config, Driver};
 use crate::edge::control::{OriginalCheck, OriginalView, ProcedureTest, Response};
-use crate::edge::guests::{FOLDER, Originals, ProcessDriver, original_name};
+#[cfg(feature = "libvirt")]
+use crate::edge::guests::{Acceleration, Keep, LibvirtDriver};
+use crate::edge::guests::{FOLDER, Originals, ProcessDriver, Report, original_name};
 use crate::ports::Hypervisor;
 
+/// The program itself, also after its file has been replaced.
+const MYSELF: &str = "/proc/self/exe";
 /// Most of a note that goes into a row, in characters.
 const NOTE_CHARS_MAX: usize = 200;
 
@@ -61,7 +69,7 @@ impl Hosted {
         clock: SystemClock,
         reports: mpsc::UnboundedSender<GuestReport>,
     ) -> Result<Self, DaemonError> {
-        if config.originals.driver == Driver::Libvirt {
+        if config.originals.driver == Driver::Libvirt && !cfg!(feature = "libvirt") {
             return Err(DaemonError::Driver);
         }
         let count = if config.service.interface().is_some() { config.originals.count } else { 0 };
@@ -78,17 +86,27 @@ impl Hosted {
         if count == 0 && !config.directory.join(FOLDER).exists() {
             return Ok(hosted);
         }
-        let driver = ProcessDriver {
-            // Also after the program's file has been replaced.
-            program: PathBuf::from("/proc/self/exe"),
-            directory: config.directory.clone(),
-            interface: config.service.interface(),
-            gateway: config.service.gateway(),
-        };
         // A loop that is gone needs no report.
-        let report = Arc::new(move |report| drop(reports.send(report)));
-        let machine = |name: &str, folder: &std::path::Path| driver.machine(name, folder);
-        hosted.originals = Some(Originals::start(&config.directory, count, machine, bundles, clock, report)?);
+        let report: Report = Arc::new(move |report| drop(reports.send(report)));
+        let directory = &config.directory;
+        hosted.originals = Some(match config.originals.driver {
+            #[cfg(feature = "libvirt")]
+            Driver::Libvirt => {
+                let driver = libvirt_driver(config);
+                let machine = |name: &str, folder: &Path| driver.machine(name, folder);
+                Originals::start(directory, count, machine, bundles, clock, report)?
+            }
+            _ => {
+                let driver = ProcessDriver {
+                    program: PathBuf::from(MYSELF),
+                    directory: directory.clone(),
+                    interface: config.service.interface(),
+                    gateway: config.service.gateway(),
+                };
+                let machine = |name: &str, folder: &Path| driver.machine(name, folder);
+                Originals::start(directory, count, machine, bundles, clock, report)?
+            }
+        });
         Ok(hosted)
     }
 
@@ -303,6 +321,31 @@ impl Daemon {
             true => Ok(()),
             false => Err("another check or test has it in hand".into()),
         }
+    }
+}
+
+#[cfg(feature = "libvirt")]
+fn libvirt_driver(config: &Config) -> LibvirtDriver {
+    let settings = &config.libvirt;
+    LibvirtDriver {
+        program: PathBuf::from(MYSELF),
+        uri: settings.uri.clone(),
+        image: PathBuf::from(&settings.image),
+        folder: Some(PathBuf::from(&settings.folder)).filter(|folder| !folder.as_os_str().is_empty()),
+        memory_mib: settings.memory_mib,
+        processors: settings.processors,
+        acceleration: match settings.acceleration {
+            AccelerationSetting::Auto => None,
+            AccelerationSetting::Kvm => Some(Acceleration::Kvm),
+            AccelerationSetting::Qemu => Some(Acceleration::Qemu),
+        },
+        keep: match settings.keep {
+            KeepSetting::Paused => Keep::Paused,
+            KeepSetting::Saved => Keep::Saved,
+        },
+        boot: Duration::from_secs(settings.boot_s),
+        bridge: config.service.interface(),
+        gateway: config.service.gateway(),
     }
 }
 

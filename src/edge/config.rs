@@ -74,6 +74,7 @@ pub struct Config {
     pub bundles: BundleConfig,
     pub service: ServiceConfig,
     pub originals: OriginalsConfig,
+    pub libvirt: LibvirtConfig,
     pub recovery: RecoveryConfig,
     pub hooks: HooksConfig,
 }
@@ -152,6 +153,40 @@ pub struct OriginalsConfig {
     pub count: usize,
 }
 
+/// How virtual machines are made where `originals.driver` is `libvirt`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LibvirtConfig {
+    pub uri: String,
+    /// The folder of the image; empty: none is set.
+    pub image: String,
+    /// Where states and disks are kept; empty: in the daemon's folder.
+    pub folder: String,
+    pub memory_mib: u64,
+    pub processors: u32,
+    pub acceleration: AccelerationSetting,
+    pub keep: KeepSetting,
+    pub boot_s: u64,
+}
+
+/// How the processor of a virtual machine comes about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccelerationSetting {
+    /// What is found to work, by running it.
+    Auto,
+    Kvm,
+    Qemu,
+}
+
+/// How an original server waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepSetting {
+    Paused,
+    Saved,
+}
+
 /// What an original server is on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -228,6 +263,12 @@ pub enum Kind {
     Interface,
     IpOrNone,
     Driver,
+    /// Any text.
+    Text,
+    /// A folder with its full path, or empty.
+    FolderOrNone,
+    Acceleration,
+    Keep,
     Policy,
     Failback,
     Preset,
@@ -414,6 +455,50 @@ pub const KEYS: &[Key] = &[
         Kind::Integer { min: 0, max: 16 },
         "2",
         "How many original servers are kept ready on this host.",
+    ),
+    key(
+        "libvirt",
+        "uri",
+        Kind::Text,
+        "\"qemu:///system\"",
+        "Where libvirt is reached, if originals.driver is \"libvirt\"; it has to be on this host.",
+    ),
+    key(
+        "libvirt",
+        "image",
+        Kind::FolderOrNone,
+        "\"\"",
+        "The folder of the image of original servers: vmlinuz and initrd.img, disk.qcow2, or all three; tools/image makes one.",
+    ),
+    key(
+        "libvirt",
+        "folder",
+        Kind::FolderOrNone,
+        "\"\"",
+        "Where states and disks of original servers are kept; QEMU's user must be able to enter it. \"\" for this daemon's own folder.",
+    ),
+    key("libvirt", "memory_mib", Kind::Integer { min: 64, max: 1 << 20 }, "256", "The memory of one original server."),
+    key("libvirt", "processors", Kind::Integer { min: 1, max: 64 }, "1", "The processors of one original server."),
+    key(
+        "libvirt",
+        "acceleration",
+        Kind::Acceleration,
+        "\"auto\"",
+        "\"kvm\", \"qemu\" (emulated, ten times slower), or \"auto\": what is found to work when an original is made.",
+    ),
+    key(
+        "libvirt",
+        "keep",
+        Kind::Keep,
+        "\"paused\"",
+        "How originals wait: \"paused\" in memory, ready at once, or \"saved\" on disk, which costs no memory and takes longer.",
+    ),
+    key(
+        "libvirt",
+        "boot_s",
+        Kind::Integer { min: 5, max: 3600 },
+        "180",
+        "How long the first boot of an original may take until its guest agent answers.",
     ),
     key(
         "recovery",
@@ -704,6 +789,10 @@ impl Kind {
             Kind::Interface => "the name of a network interface such as \"br0\", or \"\"".into(),
             Kind::IpOrNone => "an IP address such as \"10.0.0.1\", or \"\"".into(),
             Kind::Driver => "\"process\" or \"libvirt\"".into(),
+            Kind::Text => "a text such as \"qemu:///system\"".into(),
+            Kind::FolderOrNone => "the full path of a folder such as \"/var/lib/p2pdb-image\", or \"\"".into(),
+            Kind::Acceleration => "\"auto\", \"kvm\" or \"qemu\"".into(),
+            Kind::Keep => "\"paused\" or \"saved\"".into(),
             Kind::Policy => "\"strict\", \"balanced\" or \"paper\"".into(),
             Kind::Failback => "\"auto\" or \"manual\"".into(),
             Kind::Preset => "\"fast\" or \"paper\"".into(),
@@ -730,6 +819,10 @@ impl Kind {
             Kind::Interface => text.is_some_and(is_interface_name),
             Kind::IpOrNone => text.is_some_and(|text| text.is_empty() || text.parse::<IpAddr>().is_ok()),
             Kind::Driver => matches!(text, Some("process" | "libvirt")),
+            Kind::Text => text.is_some_and(|text| !text.is_empty()),
+            Kind::FolderOrNone => text.is_some_and(|text| text.is_empty() || text.starts_with('/')),
+            Kind::Acceleration => matches!(text, Some("auto" | "kvm" | "qemu")),
+            Kind::Keep => matches!(text, Some("paused" | "saved")),
             Kind::Policy => matches!(text, Some("strict" | "balanced" | "paper")),
             Kind::Failback => matches!(text, Some("auto" | "manual")),
             Kind::Preset => text.is_some_and(|text| Preset::parse(text).is_some()),

@@ -46,6 +46,21 @@ pub fn remove_address(interface: &str, address: ServiceAddress) -> io::Result<()
     })
 }
 
+/// Lets an interface carry traffic.
+pub fn set_up(interface: &str) -> io::Result<()> {
+    ip(&["link", "set", "dev", interface, "up"]).map(drop)
+}
+
+/// Lets an interface carry nothing; one that is not there carries nothing.
+pub fn set_down(interface: &str) -> io::Result<()> {
+    ip(&["link", "set", "dev", interface, "down"]).map(drop).or_else(|error| {
+        match ip(&["link", "show", "dev", interface]) {
+            Ok(_) => Err(error),
+            Err(_) => Ok(()),
+        }
+    })
+}
+
 /// Removes an interface; one that is not there is none.
 pub fn remove_interface(interface: &str) -> io::Result<()> {
     ip(&["link", "delete", interface]).map(drop).or_else(|error| match ip(&["link", "show", "dev", interface]) {

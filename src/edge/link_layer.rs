@@ -14,12 +14,20 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 /// A hardware address.
 pub type Mac = [u8; 6];
 
+/// Reads `52:54:00:12:34:56`.
+pub fn read_mac(text: &str) -> Option<Mac> {
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect::<Option<_>>()?;
+    bytes.try_into().ok()
+}
+
 const BROADCAST: Mac = [0xff; 6];
 const ARP_REQUEST: u16 = 1;
 const ARP_REPLY: u16 = 2;
 const FRAME_BYTES: usize = 42;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
+/// Its number as the next header of an IPv6 packet.
+const ICMPV6: u8 = 58;
 /// In an advertisement: what is known of the address is replaced.
 const OVERRIDE: u8 = 0x20;
 /// A probe is sent again after this long: packets get lost.
@@ -47,6 +55,23 @@ pub fn announce(interface: &str, ip: IpAddr) -> io::Result<()> {
             let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
             socket.send_to(&message, &SocketAddrV6::new(all_nodes, 0, 0, link.index).into()).map(drop)
         }
+    }
+}
+
+/// Announces an address on behalf of a guest with this hardware address, through the bridge that its network leads to.
+///
+/// # Errors
+/// As `announce`.
+pub fn announce_for(bridge: &str, mac: Mac, ip: IpAddr) -> io::Result<()> {
+    match ip {
+        IpAddr::V4(ip) => {
+            let link = Link::open(bridge)?;
+            for operation in [ARP_REQUEST, ARP_REPLY] {
+                link.send(&arp(operation, mac, ip, ip))?;
+            }
+            Ok(())
+        }
+        IpAddr::V6(ip) => Link::open_for(bridge, libc::ETH_P_IPV6 as u16)?.send(&advertisement_frame(mac, ip)),
     }
 }
 
@@ -116,29 +141,34 @@ struct Link {
 
 impl Link {
     fn open(interface: &str) -> io::Result<Self> {
+        Self::open_for(interface, libc::ETH_P_ARP as u16)
+    }
+
+    /// For frames of one protocol.
+    fn open_for(interface: &str, protocol: u16) -> io::Result<Self> {
         let within = |error: io::Error| io::Error::new(error.kind(), format!("interface {interface}: {error}"));
-        let protocol = i32::from((libc::ETH_P_ARP as u16).to_be());
-        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol))).map_err(within)?;
+        let number = i32::from(protocol.to_be());
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(number))).map_err(within)?;
         let index = name_to_index(&socket, interface).map_err(|error| within(error.into()))?;
-        socket.bind(&packet_address(index)).map_err(within)?;
+        socket.bind(&packet_address(index, protocol)).map_err(within)?;
         let mac = hardware_address(&socket.local_addr().map_err(within)?)
             .ok_or_else(|| within(io::Error::other("it is not an Ethernet")))?;
         Ok(Self { socket, index, mac })
     }
 
-    fn send(&self, frame: &[u8; FRAME_BYTES]) -> io::Result<()> {
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
         self.socket.send(frame).map(drop)
     }
 }
 
 #[allow(unsafe_code)]
-fn packet_address(index: u32) -> SockAddr {
+fn packet_address(index: u32, protocol: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: a sockaddr_ll is plain data of a family's address, smaller than the storage, and all of it is set or zero.
     unsafe {
         let link = storage.view_as::<libc::sockaddr_ll>();
         link.sll_family = libc::AF_PACKET as libc::sa_family_t;
-        link.sll_protocol = (libc::ETH_P_ARP as u16).to_be();
+        link.sll_protocol = protocol.to_be();
         link.sll_ifindex = index as i32;
         SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t)
     }
@@ -205,6 +235,38 @@ fn neighbour(kind: u8, flags: u8, target: Ipv6Addr, option: u8, mac: Mac) -> [u8
     message
 }
 
+/// An unsolicited neighbour advertisement as a whole Ethernet frame.
+fn advertisement_frame(mac: Mac, ip: Ipv6Addr) -> Vec<u8> {
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let mut message = neighbour(ADVERTISEMENT, OVERRIDE, ip, 2, mac);
+    let length = message.len() as u16;
+    let mut summed = Vec::from(ip.octets());
+    summed.extend(all_nodes.octets());
+    summed.extend([0, 0]);
+    summed.extend(length.to_be_bytes());
+    summed.extend([0, 0, 0, ICMPV6]);
+    summed.extend(message);
+    message[2..4].copy_from_slice(&internet_checksum(&summed).to_be_bytes());
+    let mut frame = vec![0x33, 0x33, 0, 0, 0, 1];
+    frame.extend(mac);
+    frame.extend((libc::ETH_P_IPV6 as u16).to_be_bytes());
+    frame.extend([0x60, 0, 0, 0]);
+    frame.extend(length.to_be_bytes());
+    // Neighbour discovery is believed with this hop limit only.
+    frame.extend([ICMPV6, 255]);
+    frame.extend(ip.octets());
+    frame.extend(all_nodes.octets());
+    frame.extend(message);
+    frame
+}
+
+/// RFC 1071, of an even number of bytes.
+fn internet_checksum(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !(((folded & 0xffff) + (folded >> 16)) as u16)
+}
+
 fn advertiser(message: &[u8], ip: Ipv6Addr) -> Option<Mac> {
     let message = message.get(..32)?;
     let is_of_address = message[0] == ADVERTISEMENT && message[8..24] == ip.octets() && message[24..26] == [2, 1];
@@ -226,6 +288,17 @@ mod tests {
         assert_eq!(arp_sender(&frame[..41], ip), None);
         // A probe by a third party does not claim the address.
         assert_eq!(arp_sender(&arp(ARP_REQUEST, MAC, Ipv4Addr::UNSPECIFIED, ip), ip), None);
+    }
+
+    #[test]
+    fn a_frame_made_by_hand_has_the_checksum_that_its_receiver_computes() {
+        let frame = advertisement_frame(MAC, "fd00::2".parse().unwrap());
+        assert_eq!(frame.len(), 14 + 40 + 32);
+        let mut summed = frame[14 + 8..14 + 40].to_vec();
+        summed.extend([0, 0, 0, 32, 0, 0, 0, ICMPV6]);
+        summed.extend(&frame[14 + 40..]);
+        // With the checksum in its place the sum is all ones.
+        assert_eq!(internet_checksum(&summed), 0);
     }
 
     #[test]

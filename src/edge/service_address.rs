@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use super::agent::{AgentArgs, Reply, Request, Stage, StartingAgent, call};
+use super::agent::{AgentArgs, Reply, Request, StartingAgent, call};
 use super::clock::{SystemClock, monotonic_ns};
 use super::iproute;
 use super::link_layer::{self, Mac};
@@ -182,14 +182,7 @@ impl Worker {
     }
 
     fn start_agent(&self, interface: &str) -> io::Result<()> {
-        let arguments = AgentArgs {
-            stage: Stage::Host,
-            interface: Some(interface.to_owned()),
-            gateway: None,
-            name: "host".into(),
-            hide: None,
-            root: None,
-        };
+        let arguments = AgentArgs::host(Some(interface.to_owned()));
         let agent = StartingAgent::start(&self.settings.program, &self.path("sock"), &arguments, START)?;
         fs::write(self.path("pid"), agent.identity.to_string())?;
         agent.release().map(drop)

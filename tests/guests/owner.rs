@@ -8,7 +8,7 @@ use p2pdb::core::guest::{GuestAction, GuestOrder, GuestOutcome, GuestReport};
 use p2pdb::core::service::parse_address;
 use p2pdb::edge::bundles::BundleStore;
 use p2pdb::edge::clock::SystemClock;
-use p2pdb::edge::guests::{Originals, ProcessDriver};
+use p2pdb::edge::guests::{Acceleration, Keep, LibvirtDriver, Originals, ProcessDriver};
 use p2pdb::edge::service_address::{AddressReport, AddressSettings, ServiceAddressKeeper};
 use p2pdb::ports::Hypervisor;
 
@@ -28,8 +28,16 @@ fn owner() {
         gateway: std::env::var("OWNER_GATEWAY").ok().map(|gateway| gateway.parse().unwrap()),
     };
     let bundles = BundleStore::open(directory.join("bundles"), 1 << 26).unwrap();
-    let machine = |name: &str, folder: &std::path::Path| driver.machine(name, folder);
-    let mut originals = Originals::start(&directory, count, machine, &bundles, clock, Arc::new(tell)).unwrap();
+    let mut originals = match libvirt_driver(&driver) {
+        Some(driver) => {
+            let machine = |name: &str, folder: &std::path::Path| driver.machine(name, folder);
+            Originals::start(&directory, count, machine, &bundles, clock, Arc::new(tell)).unwrap()
+        }
+        None => {
+            let machine = |name: &str, folder: &std::path::Path| driver.machine(name, folder);
+            Originals::start(&directory, count, machine, &bundles, clock, Arc::new(tell)).unwrap()
+        }
+    };
     let settings = AddressSettings { program: program(), directory, interface };
     let keeper = ServiceAddressKeeper::start(settings, clock, Arc::new(tell_address)).unwrap();
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
@@ -63,6 +71,24 @@ fn owner() {
             }
         }
     }
+}
+
+/// The driver of virtual machines, where the test has a libvirtd.
+fn libvirt_driver(like: &ProcessDriver) -> Option<LibvirtDriver> {
+    let text = |name: &str| std::env::var(name).unwrap();
+    Some(LibvirtDriver {
+        program: like.program.clone(),
+        uri: std::env::var("OWNER_LIBVIRT").ok()?,
+        image: text("OWNER_IMAGE").into(),
+        folder: None,
+        memory_mib: 160,
+        processors: 1,
+        acceleration: (text("OWNER_ACCELERATION") == "qemu").then_some(Acceleration::Qemu),
+        keep: if text("OWNER_KEEP") == "saved" { Keep::Saved } else { Keep::Paused },
+        boot: Duration::from_secs(120),
+        bridge: like.interface.clone(),
+        gateway: like.gateway,
+    })
 }
 
 fn tell(report: GuestReport) {

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
-pub const TIMEOUT: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Whether these tests can run here; says so if not.
 pub fn possible(test: &str) -> bool {
@@ -186,6 +186,8 @@ pub struct Host {
     gateway: String,
     /// Whether its daemon runs as nobody.
     drops_rights: bool,
+    /// What its daemon is told of virtual machines.
+    machines: Vec<(&'static str, String)>,
 }
 
 impl Host {
@@ -193,7 +195,14 @@ impl Host {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("secret"), "the key").unwrap();
         let gateway = format!("10.91.0.{}", network.hosts + 1);
-        Self { namespace: network.host(host), folder, count, gateway, drops_rights: false }
+        Self { namespace: network.host(host), folder, count, gateway, drops_rights: false, machines: Vec::new() }
+    }
+
+    /// Its originals are virtual machines: `OWNER_LIBVIRT` and so on, see `owner.rs`.
+    #[allow(dead_code, reason = "the tests of virtual machines do")]
+    pub fn with_machines(mut self, settings: Vec<(&'static str, String)>) -> Self {
+        self.machines = settings;
+        self
     }
 
     /// Its daemon is not root.
@@ -312,6 +321,7 @@ impl Owner {
         command.args(["owner::owner", "--exact", "--ignored", "--nocapture"]);
         command.env("OWNER_DIRECTORY", host.directory()).env("OWNER_COUNT", count.to_string());
         command.env("OWNER_GATEWAY", &host.gateway);
+        command.envs(host.machines.iter().cloned());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let output = BufReader::new(child.stdout.take().unwrap());

@@ -38,6 +38,19 @@ impl Group {
 
     /// The same with hooks: the name of each, and a line for the shell.
     pub fn with_hooks(tag: &str, count: usize, hooks: &[(&str, &str)]) -> Self {
+        let parts = [("procedure.toml", MANIFEST), ("install.sh", SCRIPT)];
+        Self::with_procedure(tag, count, hooks, &parts, &mut |_, _| Vec::new())
+    }
+
+    /// The same with a procedure for all, which gets a file `page` as well, and with settings of the hosts: a default line, and what stands
+    /// in its place.
+    pub fn with_procedure(
+        tag: &str,
+        count: usize,
+        hooks: &[(&str, &str)],
+        parts: &[(&str, &str)],
+        settings: &mut dyn FnMut(&Network, usize) -> Vec<(&'static str, String)>,
+    ) -> Self {
         let network = Network::of(tag, count, Tie::Bridge);
         let folder = tempfile::tempdir().unwrap();
         let none = |_| None;
@@ -45,7 +58,8 @@ impl Group {
         let services = (0..count).map(|_| None).collect();
         let mut group = Self { network, folder, daemons, services, observer: None };
         for server in 0..count {
-            group.join(server, hooks);
+            let settings = settings(&group.network, server);
+            group.join(server, hooks, &settings);
             group.start_service(server);
             group.start(server);
         }
@@ -55,8 +69,9 @@ impl Group {
             group.cli(0, &["files", "add", "Check", &format!("{name}, web, http 80 /")]);
             let procedure = group.path(&format!("procedure-{name}"));
             std::fs::create_dir(&procedure).unwrap();
-            std::fs::write(procedure.join("procedure.toml"), MANIFEST).unwrap();
-            std::fs::write(procedure.join("install.sh"), SCRIPT).unwrap();
+            for (file, content) in parts {
+                std::fs::write(procedure.join(file), content).unwrap();
+            }
             std::fs::write(procedure.join("page"), format!("{name} played\n")).unwrap();
             group.cli(0, &["procedure", "put", procedure.to_str().unwrap(), "--server", &name]);
         }
@@ -65,7 +80,8 @@ impl Group {
         }
         // A suspicion of the beginning may have woken originals up.
         wait_until("all originals are ready", || {
-            group.records("Original").iter().all(|row| row.contains(", suspended, "))
+            let rows = group.records("Original");
+            rows.len() == count && rows.iter().all(|row| row.contains(", suspended, "))
         });
         group.observe();
         group
@@ -79,7 +95,7 @@ impl Group {
         self.path(&name(server))
     }
 
-    fn join(&self, server: usize, hooks: &[(&str, &str)]) {
+    fn join(&self, server: usize, hooks: &[(&str, &str)], settings_of: &[(&str, String)]) {
         let directory = self.directory(server);
         let (dir, files) = (directory.to_str().unwrap(), self.path(&format!("files-{}", name(server))));
         let listen = format!("10.91.0.{}:7400", server + 1);
@@ -99,6 +115,10 @@ impl Group {
         let mut text = text.replace("#count = 2", "count = 1");
         for (hook, line) in hooks {
             text = text.replace(&format!("#{hook} = []"), &format!("{hook} = ['/bin/sh', '-c', '{line}']"));
+        }
+        for (default, line) in settings_of {
+            assert!(text.contains(default), "{default}");
+            text = text.replace(default, line);
         }
         std::fs::write(settings, text).unwrap();
     }

@@ -7,27 +7,25 @@
 //! which was told the life of the address and takes it away a second or two later.
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::place::Place;
 use crate::core::decision::ServiceAddress;
 use crate::edge::clock::monotonic_ns;
-use crate::edge::{iproute, link_layer};
 
 /// When the announcement is repeated, after the first one. Some neighbours do not believe two changes within a second.
 const ANNOUNCE_AGAIN_NS: [u64; 2] = [150_000_000, 1_100_000_000];
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Holds at most one address of one interface.
+/// Holds at most one address at one place.
 #[derive(Clone)]
 pub struct AddressLease {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    interface: Option<String>,
-    gateway: Option<IpAddr>,
+    place: Place,
     held: Mutex<Option<Held>>,
     changed: Condvar,
 }
@@ -41,8 +39,8 @@ struct Held {
 
 impl AddressLease {
     /// Starts the thread that ends leases.
-    pub fn start(interface: Option<String>, gateway: Option<IpAddr>) -> io::Result<Self> {
-        let shared = Arc::new(Shared { interface, gateway, held: Mutex::new(None), changed: Condvar::new() });
+    pub fn start(place: Place) -> io::Result<Self> {
+        let shared = Arc::new(Shared { place, held: Mutex::new(None), changed: Condvar::new() });
         let watched = shared.clone();
         std::thread::Builder::new().name("address-lease".into()).spawn(move || watched.watch())?;
         Ok(Self { shared })
@@ -54,7 +52,8 @@ impl AddressLease {
 
     /// Adds the address and announces it. An address that was held before is taken away first.
     pub fn take(&self, address: ServiceAddress, until_ns: u64) -> io::Result<()> {
-        let interface = self.shared.interface()?;
+        let place = &self.shared.place;
+        place.is_there()?;
         let mut held = self.shared.lock();
         if held.as_ref().is_some_and(|held| held.address != address) {
             self.shared.drop_held(&mut held)?;
@@ -66,11 +65,11 @@ impl AddressLease {
         let lasting = seconds_left(until_ns, now_ns);
         *held = Some(Held { address, until_ns, announcements: ANNOUNCE_AGAIN_NS.map(|after| now_ns + after).to_vec() });
         self.shared.changed.notify_all();
-        let taken = iproute::set_address(interface, address, lasting)
-            .and_then(|()| self.shared.use_gateway(interface, address))
+        let taken = place
+            .put(address, lasting)
             // This process may have been frozen since.
             .and_then(|()| if until_ns <= monotonic_ns() { Err(over(address)) } else { Ok(()) })
-            .and_then(|()| link_layer::announce(interface, address.ip));
+            .and_then(|()| place.announce(address.ip));
         if taken.is_err() {
             // Not half: whoever asked is told that it is not here.
             self.shared.drop_held(&mut held)?;
@@ -80,13 +79,13 @@ impl AddressLease {
 
     /// Lengthens the lease.
     pub fn hold(&self, address: ServiceAddress, until_ns: u64) -> io::Result<()> {
-        let interface = self.shared.interface()?;
+        let place = &self.shared.place;
         let mut held = self.shared.lock();
         let now_ns = monotonic_ns();
         match held.as_mut() {
             Some(held) if held.address == address && held.until_ns > now_ns => {
                 if until_ns > held.until_ns {
-                    iproute::set_address(interface, address, seconds_left(until_ns, now_ns))?;
+                    place.keep(address, seconds_left(until_ns, now_ns))?;
                     held.until_ns = until_ns;
                     self.shared.changed.notify_all();
                 }
@@ -106,27 +105,12 @@ impl Shared {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn interface(&self) -> io::Result<&str> {
-        let missing = "there is no service network here; set service.interface in p2pdb.toml and run as root";
-        self.interface.as_deref().ok_or_else(|| io::Error::other(missing))
-    }
-
     fn drop_held(&self, held: &mut Option<Held>) -> io::Result<()> {
         if let Some(Held { address, .. }) = held {
-            iproute::remove_address(self.interface()?, *address)?;
+            self.place.remove(*address)?;
         }
         *held = None;
         Ok(())
-    }
-
-    fn use_gateway(&self, interface: &str, address: ServiceAddress) -> io::Result<()> {
-        match self.gateway {
-            Some(gateway) if gateway.is_ipv4() == address.ip.is_ipv4() => {
-                let gateway = gateway.to_string();
-                iproute::ip(&["route", "replace", "default", "via", &gateway, "dev", interface]).map(drop)
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Ends what is over and announces what is due, for ever.
@@ -148,9 +132,7 @@ impl Shared {
                     let due = lease.announcements.iter().filter(|due| **due <= now_ns).count();
                     if due > 0 {
                         lease.announcements.retain(|due| *due > now_ns);
-                        if let Err(error) =
-                            self.interface().and_then(|name| link_layer::announce(name, lease.address.ip))
-                        {
+                        if let Err(error) = self.place.announce(lease.address.ip) {
                             eprintln!("p2pdb agent: {} cannot be announced: {error}", lease.address);
                         }
                     }

@@ -11,6 +11,7 @@
 mod address;
 mod install;
 mod isolation;
+mod place;
 mod server;
 
 use std::io::{self, Read, Write};
@@ -21,6 +22,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::place::Place;
+use super::link_layer;
 use super::procedure;
 use super::process_identity::ProcessIdentity;
 use crate::core::decision::ServiceAddress;
@@ -85,6 +88,12 @@ pub struct AgentArgs {
     /// A folder that the guest must not see
     #[arg(long)]
     pub hide: Option<PathBuf>,
+    /// The end of a virtual machine's network that is on this host; the interface is then the bridge that it leads to
+    #[arg(long, requires = "mac")]
+    pub gate: Option<String>,
+    /// The hardware address of that virtual machine
+    #[arg(long)]
+    pub mac: Option<String>,
     /// Where files of procedures go in a guest without a file system of its own
     #[arg(long)]
     pub root: Option<PathBuf>,
@@ -114,6 +123,31 @@ impl Stage {
 }
 
 impl AgentArgs {
+    /// An agent that holds an address on an interface of this host, or, with a gate, in a guest behind it.
+    pub fn host(interface: Option<String>) -> Self {
+        Self {
+            stage: Stage::Host,
+            interface,
+            gateway: None,
+            name: "host".into(),
+            hide: None,
+            gate: None,
+            mac: None,
+            root: None,
+        }
+    }
+
+    fn place(&self) -> io::Result<Place> {
+        let Some(gate) = &self.gate else {
+            return Ok(Place::Interface { name: self.interface.clone(), gateway: self.gateway });
+        };
+        let mac = self.mac.as_deref().and_then(link_layer::read_mac);
+        let (Some(bridge), Some(mac)) = (self.interface.clone(), mac) else {
+            return Err(io::Error::other("a gate leads to an interface, and its guest has a hardware address"));
+        };
+        Ok(Place::Gate { gate: gate.clone(), bridge, mac })
+    }
+
     /// The command that runs an agent of these arguments.
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
@@ -127,6 +161,8 @@ impl AgentArgs {
         option("--interface", self.interface.as_deref().map(AsRef::as_ref));
         option("--gateway", gateway.as_deref().map(AsRef::as_ref));
         option("--hide", self.hide.as_deref().map(Path::as_os_str));
+        option("--gate", self.gate.as_deref().map(AsRef::as_ref));
+        option("--mac", self.mac.as_deref().map(AsRef::as_ref));
         option("--root", self.root.as_deref().map(Path::as_os_str));
         command
     }

@@ -95,7 +95,7 @@ fn agent(arguments: &AgentArgs, listener: &UnixListener, gate: &UnixStream) -> i
             return Err(io::Error::other("nobody said go"));
         }
     }
-    let lease = AddressLease::start(arguments.interface.clone(), arguments.gateway)?;
+    let lease = AddressLease::start(arguments.place()?)?;
     writeln!(&mut &*gate, "ready")?;
     close_gate()?;
     gate.shutdown(Shutdown::Both)?;

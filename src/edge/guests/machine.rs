@@ -11,7 +11,7 @@ use crate::edge::procedure::Procedure;
 pub type Failed = String;
 
 /// What there is of an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
     Gone,
     Suspended,
@@ -19,6 +19,8 @@ pub enum Seen {
     Running(Option<ServiceAddress>),
     /// It runs and does not answer.
     Silent,
+    /// Whoever keeps it does not answer; why.
+    Unknown(String),
 }
 
 /// One original server, as a driver handles it. An *instance* is one life of it, from pristine to its end; its name is what

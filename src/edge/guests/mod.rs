@@ -5,6 +5,8 @@
 //! after a restart; an order that was cut off by a crash is undone or finished when the next daemon starts; an original that no
 //! decision has put to work is made anew by itself when something has happened to it.
 
+#[cfg(feature = "libvirt")]
+mod libvirt;
 mod machine;
 mod process;
 mod worker;
@@ -23,6 +25,8 @@ use crate::core::clock::Now;
 use crate::core::guest::{GuestOrder, GuestOutcome, GuestReport};
 use crate::ports::Hypervisor;
 
+#[cfg(feature = "libvirt")]
+pub use libvirt::{Acceleration, Keep, LibvirtDriver, LibvirtMachine, describe as describe_libvirt};
 pub use machine::{Failed, Machine, Seen};
 pub use process::{ProcessDriver, ProcessMachine};
 use worker::{Job, Worker};

@@ -100,6 +100,7 @@ impl ProcessMachine {
             name: self.original.clone(),
             hide: self.isolated.then(|| self.directory.clone()),
             root: (!self.isolated).then(|| self.root.clone()),
+            ..AgentArgs::host(None)
         }
     }
 

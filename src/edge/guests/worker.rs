@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -26,6 +26,10 @@ use crate::format::guest::{decode_guest, encode_guest};
 
 /// How often an original that has nothing to do is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// When a broken one that no decision has to do with is made anew again, after the first failure and at the longest: what was missing may
+/// be back.
+const REMAKE_AFTER: Duration = Duration::from_secs(5);
+const REMAKE_AFTER_MAX: Duration = Duration::from_secs(60);
 /// Most of what a procedure printed that goes into a note, in characters.
 const NOTE_CHARS_MAX: usize = 1000;
 
@@ -48,11 +52,13 @@ pub struct Worker<M> {
     report: Report,
     record: GuestRecord,
     told: Option<Guest>,
+    /// When it is tried again to make it anew, and how long to wait after that.
+    remake: Option<(Instant, Duration)>,
 }
 
 impl<M: Machine> Worker<M> {
     pub fn new(name: String, folder: PathBuf, wanted: bool, machine: M, bundles: BundleStore, report: Report) -> Self {
-        Self { name, folder, wanted, machine, bundles, report, record: GuestRecord::absent(), told: None }
+        Self { name, folder, wanted, machine, bundles, report, record: GuestRecord::absent(), told: None, remake: None }
     }
 
     /// Works until nobody sends jobs any more.
@@ -76,7 +82,10 @@ impl<M: Machine> Worker<M> {
                     self.look_after();
                     self.remake_if_free();
                 }
-                Err(RecvTimeoutError::Timeout) => self.look_after(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.look_after();
+                    self.remake_if_due();
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -319,6 +328,20 @@ impl<M: Machine> Worker<M> {
         }
     }
 
+    /// Tries again what has failed before, less and less often.
+    fn remake_if_due(&mut self) {
+        if self.record.state != GuestState::Broken || self.record.token != 0 || !self.wanted {
+            self.remake = None;
+            return;
+        }
+        let (due, wait) = *self.remake.get_or_insert_with(|| (Instant::now() + REMAKE_AFTER, REMAKE_AFTER));
+        if Instant::now() >= due {
+            self.remake_if_free();
+            let longer = (wait * 2).min(REMAKE_AFTER_MAX);
+            self.remake = Some((Instant::now() + longer, longer));
+        }
+    }
+
     /// Compares what is remembered with what is there.
     fn look_after(&mut self) {
         if self.record.state == GuestState::Broken {
@@ -327,6 +350,7 @@ impl<M: Machine> Worker<M> {
         let seen = self.machine.look(&self.record.instance);
         match (self.record.state, seen) {
             (GuestState::Suspended, Seen::Suspended) => {}
+            (GuestState::Suspended, Seen::Unknown(why)) => self.break_down(&why),
             (GuestState::Suspended, _) => {
                 info!("{}: it is not suspended any more and is made anew", self.name);
                 // What fails is told by the state.
@@ -337,7 +361,7 @@ impl<M: Machine> Worker<M> {
                 self.end(GuestState::Installed, "its address has lapsed: the lease was not renewed in time");
             }
             // One that is silent for a while keeps its address at most as long as the lease lasts.
-            (_, Seen::Running(_) | Seen::Silent) => {}
+            (_, Seen::Running(_) | Seen::Silent | Seen::Unknown(_)) => {}
             (_, Seen::Gone) => self.break_down("it has ended"),
             (_, Seen::Suspended) => self.break_down("it was suspended by somebody else"),
         }

@@ -1,0 +1,110 @@
+//! The gate of an original server: the host's end of its network, and the agent that opens it for the time of a lease.
+//!
+//! ```text
+//! absent --make--> shut --take--> open (agent holds the lease) --release, or the lease is over--> shut --remove--> absent
+//! ```
+//! A tap interface that is a port of the service network's bridge: down, nothing passes, whatever the guest does. The agent is a
+//! process of its own (`edge::agent`): it shuts the gate on time when this daemon is frozen or gone. Invariant: a gate whose agent is gone is
+//! shut by whoever notices first.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::core::decision::ServiceAddress;
+use crate::edge::agent::{AgentArgs, Reply, Request, StartingAgent, call};
+use crate::edge::iproute;
+
+const START: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone)]
+pub struct Gate {
+    /// The p2pdb program itself.
+    pub program: PathBuf,
+    pub bridge: String,
+    /// At most 15 bytes; no other interface of the host has it.
+    pub tap: String,
+    /// The guest's hardware address.
+    pub mac: String,
+    /// The agent's socket.
+    pub socket: PathBuf,
+}
+
+impl Gate {
+    /// Makes it anew, shut.
+    pub fn make(&self) -> io::Result<()> {
+        self.remove()?;
+        let listed = iproute::ip(&["-oneline", "link", "show", "dev", &self.bridge, "type", "bridge"])?;
+        if listed.trim().is_empty() {
+            return Err(io::Error::other(format!(
+                "service.interface '{}' is not a bridge; virtual machines need one: put the interface into a bridge and name that",
+                self.bridge
+            )));
+        }
+        iproute::ip(&["tuntap", "add", "dev", &self.tap, "mode", "tap"])?;
+        // A bridge has the lowest hardware address of its ports; one that comes and goes must not be the lowest. And the host
+        // itself says nothing through it.
+        let high = format!("fe:70{}", &self.mac[5..]);
+        iproute::ip(&["link", "set", "dev", &self.tap, "address", &high, "addrgenmode", "none"])?;
+        iproute::ip(&["link", "set", "dev", &self.tap, "master", &self.bridge]).map(drop)
+    }
+
+    /// Shuts it and takes it away; one that is not there is fine.
+    pub fn remove(&self) -> io::Result<()> {
+        self.release()?;
+        iproute::remove_interface(&self.tap)
+    }
+
+    /// Starts the agent if there is none.
+    pub fn attend(&self) -> io::Result<()> {
+        if self.call(Request::Report).is_ok() {
+            return Ok(());
+        }
+        iproute::set_down(&self.tap)?;
+        let arguments = AgentArgs {
+            gate: Some(self.tap.clone()),
+            mac: Some(self.mac.clone()),
+            name: self.tap.clone(),
+            ..AgentArgs::host(Some(self.bridge.clone()))
+        };
+        StartingAgent::start(&self.program, &self.socket, &arguments, START)?.release().map(drop)
+    }
+
+    /// Opens it until `until_ns` (`CLOCK_MONOTONIC`) and announces the address.
+    pub fn take(&self, address: ServiceAddress, until_ns: u64) -> io::Result<()> {
+        self.attend()?;
+        self.call(Request::Take { address, until_ns }).map(drop)
+    }
+
+    /// Lengthens that time; fails when it is over.
+    pub fn hold(&self, address: ServiceAddress, until_ns: u64) -> io::Result<()> {
+        self.call(Request::Hold { address, until_ns }).map(drop)
+    }
+
+    pub fn release(&self) -> io::Result<()> {
+        match self.call(Request::Release) {
+            Ok(_) => Ok(()),
+            // There is nobody to shut it, or somebody who cannot.
+            Err(_) => iproute::set_down(&self.tap),
+        }
+    }
+
+    /// For which address it is open. Without its agent it is shut.
+    pub fn held(&self) -> io::Result<Option<ServiceAddress>> {
+        match self.call(Request::Report) {
+            Ok(Reply::Held(held)) => Ok(held.map(|(address, _)| address)),
+            Ok(other) => Err(io::Error::other(format!("the agent gave an answer to another question: {other:?}"))),
+            Err(_) => iproute::set_down(&self.tap).map(|()| None),
+        }
+    }
+
+    fn call(&self, request: Request) -> io::Result<Reply> {
+        call(&self.socket, request, &[], ANSWER)
+    }
+}
+
+/// The socket of the agent of an original with this folder.
+pub fn socket(folder: &Path) -> PathBuf {
+    folder.join("gate.sock")
+}

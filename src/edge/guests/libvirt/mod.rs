@@ -1,0 +1,463 @@
+//! The driver `libvirt`: an original server is a virtual machine that is kept suspended.
+//!
+//! ```text
+//! (nothing) --boot, save--> pristine state on disk --restore--> suspended --resume--> running … --destroy--> pristine state
+//! ```
+//! It is booted once; after that each life begins by restoring the state that was saved then. `keep = "paused"`: it is restored ahead of
+//! time and waits in memory. `keep = "saved"`: it waits on disk and is restored when it is needed. The machines are transient: libvirt
+//! forgets them when they end. Procedures come in by the guest agent, so a guest needs no network for that. Its address is on its
+//! own interface, and whether anybody reaches it there is decided on this host (`gate`). An instance is named by its UUID.
+
+mod connection;
+mod definition;
+mod gate;
+mod guest_agent;
+mod pristine;
+mod script;
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tracing::info;
+use virt::domain::Domain;
+use virt_sys::{
+    VIR_DOMAIN_BLOCKED, VIR_DOMAIN_PAUSED, VIR_DOMAIN_RUNNING, VIR_DOMAIN_SAVE_PAUSED, VIR_DOMAIN_SAVE_RUNNING,
+};
+
+use super::machine::{Failed, Machine, Seen};
+use crate::core::decision::ServiceAddress;
+use crate::core::id::ServerName;
+use crate::edge::procedure::Procedure;
+use connection::{Connection, LibvirtError};
+use definition::{Definition, Image};
+use gate::Gate;
+use guest_agent::Ran;
+use pristine::{Made, Pristine, Store};
+use script::Archive;
+
+pub use connection::describe;
+pub use definition::Acceleration;
+
+/// What is asked often, and must not hold up a lease.
+const LOOK: Duration = Duration::from_millis(500);
+const ACT: Duration = Duration::from_secs(10);
+/// Reading or writing the memory of a guest.
+const MOVE_MEMORY: Duration = Duration::from_secs(120);
+const RESUME: Duration = Duration::from_secs(20);
+/// How long the guest agent alone is asked, before the other way in is tried as well.
+const AGENT_ALONE: Duration = Duration::from_secs(3);
+/// How long the agent may stay away while the other way in is there.
+const AGENT_GRACE: Duration = Duration::from_secs(8);
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+const ADDRESS: Duration = Duration::from_secs(5);
+/// Beyond the deadline of a procedure itself.
+const INSTALL_MARGIN: Duration = Duration::from_secs(5);
+/// A guest whose kernel has said nothing by then does not run with this acceleration.
+const FIRST_WORDS: Duration = Duration::from_secs(8);
+
+/// How an original waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// In memory.
+    Paused,
+    /// On disk.
+    Saved,
+}
+
+/// Where and with what the driver works.
+#[derive(Debug, Clone)]
+pub struct LibvirtDriver {
+    /// The p2pdb program itself, `/proc/self/exe` in the daemon.
+    pub program: PathBuf,
+    pub uri: String,
+    /// The folder of the image: `vmlinuz` and `initrd.img`, `disk.qcow2`, or all three.
+    pub image: PathBuf,
+    /// Where the originals' states and disks are kept; QEMU's user must be able to enter it. `None`: in the daemon's folder.
+    pub folder: Option<PathBuf>,
+    pub memory_mib: u64,
+    pub processors: u32,
+    /// `None`: what is found to work.
+    pub acceleration: Option<Acceleration>,
+    pub keep: Keep,
+    /// How long a first boot may take.
+    pub boot: Duration,
+    /// The bridge of this host on the service network.
+    pub bridge: Option<String>,
+    /// The router of the service network.
+    pub gateway: Option<IpAddr>,
+}
+
+impl LibvirtDriver {
+    /// The machine for one original, whose folder exists.
+    pub fn machine(&self, original: &str, folder: &Path) -> LibvirtMachine {
+        let folder = self.folder.as_ref().map_or(folder.to_path_buf(), |shared| shared.join(original));
+        let folder = std::path::absolute(&folder).unwrap_or(folder);
+        let store = Store { folder };
+        let guest_agent = store.description().is_ok_and(|pristine| pristine.guest_agent);
+        LibvirtMachine {
+            connection: Connection::new(&self.uri),
+            driver: self.clone(),
+            original: original.to_owned(),
+            store,
+            guest_agent,
+            activation: None,
+        }
+    }
+
+    fn image(&self) -> Result<Image, Failed> {
+        let file = |name: &str| Some(self.image.join(name)).filter(|path| path.is_file());
+        let image = Image { kernel: file("vmlinuz").zip(file("initrd.img")), disk: file("disk.qcow2") };
+        match image.kernel.is_none() && image.disk.is_none() {
+            true => Err(format!(
+                "libvirt.image '{}' holds neither vmlinuz and initrd.img nor disk.qcow2; tools/image makes one",
+                self.image.display()
+            )),
+            false => Ok(image),
+        }
+    }
+
+    fn shape(&self) -> String {
+        let acceleration = self.acceleration.map_or("auto", Acceleration::word);
+        format!("{} MiB, {} processors, {acceleration}, {}", self.memory_mib, self.processors, self.uri)
+    }
+
+    /// What may work here, best first.
+    fn accelerations(&self) -> Vec<Acceleration> {
+        match self.acceleration {
+            Some(only) => vec![only],
+            None if Path::new("/dev/kvm").exists() => vec![Acceleration::Kvm, Acceleration::Qemu],
+            None => vec![Acceleration::Qemu],
+        }
+    }
+}
+
+pub struct LibvirtMachine {
+    driver: LibvirtDriver,
+    original: String,
+    store: Store,
+    connection: Connection,
+    /// Whether this life is reached by the guest agent, and not by the installer's channel.
+    guest_agent: bool,
+    /// How long the last resumption took until the guest answered.
+    activation: Option<Duration>,
+}
+
+impl Machine for LibvirtMachine {
+    fn note(&self) -> String {
+        let Ok(pristine) = self.store.description() else { return "a virtual machine".into() };
+        let what = match pristine.acceleration {
+            Acceleration::Kvm => "a virtual machine",
+            Acceleration::Qemu => "an emulated machine",
+        };
+        let saved_mib = pristine.save_bytes >> 20;
+        let keeps = match self.driver.keep {
+            Keep::Paused => format!("paused in memory ({} MiB of it, {saved_mib} in use)", self.driver.memory_mib),
+            Keep::Saved => format!("saved on disk ({saved_mib} MiB)"),
+        };
+        let activation = self.activation.map_or(String::new(), |took| format!("; resumed in {} ms", took.as_millis()));
+        let way = if pristine.guest_agent { "" } else { "; without guest agent" };
+        format!("{what}, {keeps}; booted in {} ms{activation}{way}", pristine.boot_ms)
+    }
+
+    fn prepare(&mut self, register: &mut dyn FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed> {
+        fs::create_dir_all(&self.store.folder).map_err(|error| self.at_folder(error))?;
+        let image = self.driver.image()?;
+        let made_from = pristine::made_from(&image, &self.driver.shape())?;
+        match self.store.pristine(&made_from) {
+            Ok(pristine) => match self.arm(&image, &pristine, register) {
+                Err(LibvirtError::Failed { why, .. }) => {
+                    info!("{}: its pristine state cannot be restored and is made anew: {why}", self.original);
+                    self.end(&pristine.uuid)?;
+                }
+                armed => return armed.map_err(|error| error.to_string()),
+            },
+            Err(why) => info!("{}: it is booted, to make its pristine state: {why}", self.original),
+        }
+        let pristine = self.make_pristine(&image, made_from, register)?;
+        self.arm(&image, &pristine, register).map_err(|error| error.to_string())
+    }
+
+    fn look(&mut self, instance: &str) -> Seen {
+        let state = self.connection.on_domain(instance, "asking how it is", LOOK, Domain::get_state);
+        match state {
+            Ok((VIR_DOMAIN_RUNNING | VIR_DOMAIN_BLOCKED, _)) => self.running(instance),
+            Ok((VIR_DOMAIN_PAUSED, _)) => Seen::Suspended,
+            Ok(_) => Seen::Gone,
+            Err(LibvirtError::NoDomain) if self.waits_on_disk() => Seen::Suspended,
+            Err(LibvirtError::NoDomain) => Seen::Gone,
+            // It runs without libvirt as well, and its gate is here.
+            Err(_) if self.store.is_awake() => self.running(instance),
+            Err(error) => Seen::Unknown(error.to_string()),
+        }
+    }
+
+    fn resume(&mut self, instance: &str) -> Result<(), Failed> {
+        let begun = Instant::now();
+        self.store.set_awake(true).map_err(|error| self.at_folder(error))?;
+        let resumed = match self.driver.keep {
+            Keep::Paused => self.connection.on_domain(instance, "resuming it", ACT, |domain| domain.resume()).map(drop),
+            Keep::Saved => {
+                let image = self.driver.image()?;
+                let pristine = self.store.description()?;
+                self.restore(&image, &pristine, VIR_DOMAIN_SAVE_RUNNING)
+            }
+        };
+        resumed.map_err(|error| error.to_string())?;
+        // Ready before it is needed.
+        self.gate(instance)?.attend().map_err(|error| error.to_string())?;
+        self.wait_for_guest(instance, begun + RESUME)?;
+        self.activation = Some(begun.elapsed());
+        Ok(())
+    }
+
+    fn install(&mut self, instance: &str, target: &ServerName, procedure: &Procedure) -> Result<String, Failed> {
+        let patience = procedure.manifest.deadline() + INSTALL_MARGIN;
+        let archive = if self.guest_agent { Archive::Input } else { Archive::Within };
+        let script = script::install(procedure, target, &self.original, archive)?;
+        let input = if self.guest_agent { procedure.bundle() } else { Vec::new() };
+        match self.run(instance, &script, &input, patience)? {
+            Ran { status: 0, output } => Ok(output),
+            Ran { output, .. } => Err(output.trim().to_owned()),
+        }
+    }
+
+    fn take_address(&mut self, instance: &str, address: ServiceAddress, until_ns: u64) -> Result<(), Failed> {
+        let script = script::take_address(&mac(instance), address, self.driver.gateway);
+        let ran = self.run(instance, &script, &[], ADDRESS)?;
+        if ran.status != 0 {
+            return Err(format!("the guest does not take the address: {}", ran.output.trim()));
+        }
+        self.gate(instance)?.take(address, until_ns).map_err(|error| error.to_string())
+    }
+
+    fn hold_address(&mut self, instance: &str, address: ServiceAddress, until_ns: u64) -> Result<(), Failed> {
+        self.gate(instance)?.hold(address, until_ns).map_err(|error| error.to_string())
+    }
+
+    fn release_address(&mut self, instance: &str) -> Result<(), Failed> {
+        self.gate(instance)?.release().map_err(|error| error.to_string())
+    }
+
+    fn destroy(&mut self, instance: &str) -> Result<(), Failed> {
+        self.end(instance)
+    }
+}
+
+impl LibvirtMachine {
+    fn at_folder(&self, error: io::Error) -> Failed {
+        format!("{}: {error}", self.store.folder.display())
+    }
+
+    fn gate(&self, uuid: &str) -> Result<Gate, Failed> {
+        let missing = "there is no service network here; set service.interface in p2pdb.toml";
+        Ok(Gate {
+            program: self.driver.program.clone(),
+            bridge: self.driver.bridge.clone().ok_or(missing)?,
+            tap: tap(uuid),
+            mac: mac(uuid),
+            socket: gate::socket(&self.store.folder),
+        })
+    }
+
+    fn running(&self, instance: &str) -> Seen {
+        match self.gate(instance).and_then(|gate| gate.held().map_err(|error| error.to_string())) {
+            Ok(held) => Seen::Running(held),
+            Err(_) => Seen::Silent,
+        }
+    }
+
+    fn waits_on_disk(&self) -> bool {
+        self.driver.keep == Keep::Saved && !self.store.is_awake() && self.store.save_path().exists()
+    }
+
+    /// A new life from the pristine state, suspended.
+    fn arm(
+        &mut self,
+        image: &Image,
+        pristine: &Pristine,
+        register: &mut dyn FnMut(&str) -> Result<(), Failed>,
+    ) -> Result<(), LibvirtError> {
+        let failed = |why: Failed| LibvirtError::Failed { what: "making it ready", why };
+        self.store.clear().map_err(|error| failed(self.at_folder(error)))?;
+        register(&pristine.uuid).map_err(failed)?;
+        self.guest_agent = pristine.guest_agent;
+        let gate = self.gate(&pristine.uuid).map_err(failed)?;
+        gate.make().map_err(|error| failed(error.to_string()))?;
+        match self.driver.keep {
+            Keep::Paused => self.restore(image, pristine, VIR_DOMAIN_SAVE_PAUSED),
+            Keep::Saved => Ok(()),
+        }
+    }
+
+    fn restore(&mut self, image: &Image, pristine: &Pristine, flags: u32) -> Result<(), LibvirtError> {
+        let overlay = self.store.overlay_path();
+        if image.disk.is_some() {
+            pristine::overlay(&self.store.disk_path(), "qcow2", &overlay)
+                .map_err(|why| LibvirtError::Failed { what: "making its disk", why })?;
+        }
+        let disk = image.disk.is_some().then_some(overlay.as_path());
+        let xml = self.definition(image, &pristine.uuid, pristine.acceleration, disk);
+        let path = self.store.save_path().to_string_lossy().into_owned();
+        self.connection.call("restoring it", MOVE_MEMORY, move |connection| {
+            Domain::domain_restore_flags(connection, &path, Some(&xml), flags)
+        })
+    }
+
+    fn definition(&self, image: &Image, uuid: &str, acceleration: Acceleration, disk: Option<&Path>) -> String {
+        Definition {
+            name: &format!("p2pdb-{}-{}", self.original, &uuid[..8]),
+            uuid,
+            mac: &mac(uuid),
+            tap: &tap(uuid),
+            memory_mib: self.driver.memory_mib,
+            processors: self.driver.processors,
+            acceleration,
+            image,
+            disk,
+            console: &self.store.console_path(),
+            channel: &self.store.channel_path(),
+        }
+        .xml()
+    }
+
+    /// Boots it and saves it, with the first acceleration that works.
+    fn make_pristine(
+        &mut self,
+        image: &Image,
+        made_from: String,
+        register: &mut dyn FnMut(&str) -> Result<(), Failed>,
+    ) -> Result<Pristine, Failed> {
+        self.store.forget().map_err(|error| self.at_folder(error))?;
+        let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(|error| error.to_string())?;
+        let uuid = uuid.trim().to_owned();
+        register(&uuid)?;
+        let mut why = String::new();
+        for acceleration in self.driver.accelerations() {
+            match self.boot(image, &uuid, acceleration) {
+                Ok(boot_ms) => {
+                    let path = self.store.save_path().to_string_lossy().into_owned();
+                    let save = move |domain: &Domain| connection::save(domain, &path);
+                    let saved = self.connection.on_domain(&uuid, "saving it", MOVE_MEMORY, save);
+                    saved.map_err(|error| error.to_string())?;
+                    let made = Made { uuid, acceleration, guest_agent: self.guest_agent, boot_ms };
+                    return self
+                        .store
+                        .keep(made, made_from, image.disk.is_some())
+                        .map_err(|error| self.at_folder(error));
+                }
+                Err(this) => {
+                    info!("{}: it does not boot with {}: {this}", self.original, acceleration.word());
+                    self.end(&uuid)?;
+                    why = this;
+                }
+            }
+        }
+        Err(why)
+    }
+
+    fn boot(&mut self, image: &Image, uuid: &str, acceleration: Acceleration) -> Result<u64, Failed> {
+        let begun = Instant::now();
+        self.store.clear().map_err(|error| self.at_folder(error))?;
+        let console = self.store.console_path();
+        match fs::remove_file(&console) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.at_folder(error)),
+            _ => {}
+        }
+        self.gate(uuid)?.make().map_err(|error| error.to_string())?;
+        let own = self.store.disk_path();
+        if let Some(disk) = &image.disk {
+            pristine::overlay(disk, "qcow2", &own)?;
+        }
+        let xml = self.definition(image, uuid, acceleration, image.disk.is_some().then_some(own.as_path()));
+        self.connection
+            .call("starting it", MOVE_MEMORY, move |connection| Domain::create_xml(connection, &xml, 0).map(drop))
+            .map_err(|error| error.to_string())?;
+        if self.driver.acceleration.is_none() && acceleration == Acceleration::Kvm && image.kernel.is_some() {
+            wait_for_words(&console, begun + FIRST_WORDS)?;
+        }
+        self.wait_for_guest(uuid, begun + self.driver.boot)?;
+        // What the guest has in mind to write belongs to the state.
+        self.run(uuid, "sync", &[], ACT)?;
+        Ok(begun.elapsed().as_millis() as u64)
+    }
+
+    /// Waits until the guest answers, by whichever way.
+    fn wait_for_guest(&mut self, uuid: &str, deadline: Instant) -> Result<(), Failed> {
+        let begun = Instant::now();
+        let lacks_agent = self.store.description().is_ok_and(|pristine| !pristine.guest_agent);
+        // While it boots, the channel may be there before the agent.
+        let (alone, grace) = match lacks_agent {
+            true => (Duration::ZERO, Duration::ZERO),
+            false => (AGENT_ALONE, AGENT_GRACE),
+        };
+        let mut channel_since = None;
+        loop {
+            let why = match guest_agent::ping(&mut self.connection, uuid, Duration::from_secs(1)) {
+                Ok(()) => {
+                    self.guest_agent = true;
+                    return Ok(());
+                }
+                Err(LibvirtError::NoDomain) => return Err("it has ended".into()),
+                Err(error) => error,
+            };
+            let channel = self.store.channel_path();
+            if begun.elapsed() > alone && guest_agent::run_by_channel(&channel, ":", Duration::from_secs(1)).is_ok() {
+                let since = *channel_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= grace {
+                    self.guest_agent = false;
+                    return Ok(());
+                }
+            }
+            if Instant::now() >= deadline {
+                let console = self.store.console_path();
+                return Err(format!(
+                    "neither its guest agent nor its installer's channel answers: {why}; what it says of itself is in {}",
+                    console.display()
+                ));
+            }
+            std::thread::sleep(ASK_AGAIN);
+        }
+    }
+
+    fn run(&mut self, uuid: &str, script: &str, input: &[u8], patience: Duration) -> Result<Ran, Failed> {
+        match self.guest_agent {
+            true => guest_agent::run(&mut self.connection, uuid, script, input, patience),
+            false => guest_agent::run_by_channel(&self.store.channel_path(), script, patience),
+        }
+    }
+
+    /// Ends a life, gate first.
+    fn end(&mut self, uuid: &str) -> Result<(), Failed> {
+        self.gate(uuid)?.remove().map_err(|error| error.to_string())?;
+        match self.connection.on_domain(uuid, "ending it", ACT, Domain::destroy) {
+            Ok(()) | Err(LibvirtError::NoDomain) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        self.store.clear().map_err(|error| self.at_folder(error))
+    }
+}
+
+/// The guest's hardware address.
+fn mac(uuid: &str) -> String {
+    format!("52:54:00:{}:{}:{}", &uuid[..2], &uuid[2..4], &uuid[4..6])
+}
+
+/// The gate's name: at most 15 bytes.
+fn tap(uuid: &str) -> String {
+    format!("p2pdb{}", &uuid[..8])
+}
+
+fn wait_for_words(console: &Path, deadline: Instant) -> Result<(), Failed> {
+    loop {
+        if fs::metadata(console).is_ok_and(|metadata| metadata.len() > 0) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("its kernel has said nothing within {} s", FIRST_WORDS.as_secs()));
+        }
+        std::thread::sleep(ASK_AGAIN);
+    }
+}

@@ -1,0 +1,240 @@
+//! The pristine state of an original server: booted once, with nothing of a target in it, and saved to disk.
+//!
+//! `pristine.save` is its memory, `pristine.qcow2` its disk (where the image has one), `pristine.json` says what they were made from and
+//! what they must be. Every life of the original begins as this state, so being put back costs no boot. Invariant: a state that does
+//! not fit its description, or was made from something else than what the settings name now, is not used.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::definition::{Acceleration, Image};
+use crate::edge::certificate::write_atomically;
+use crate::edge::guests::machine::Failed;
+
+/// The form of `pristine.json` that this program knows.
+const FORMAT: u32 = 1;
+const DESCRIPTION_BYTES_MAX: u64 = 64 * 1024;
+
+/// `pristine.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pristine {
+    format: u32,
+    pub uuid: String,
+    pub acceleration: Acceleration,
+    /// Whether the guest agent answered; otherwise the installer's channel did.
+    pub guest_agent: bool,
+    /// From the start to the first answer.
+    pub boot_ms: u64,
+    /// What it was made from; another text means that it is out of date.
+    made_from: String,
+    pub save_bytes: u64,
+    /// BLAKE3 of `pristine.save`, in hex.
+    save_digest: String,
+    /// BLAKE3 of `pristine.qcow2`, in hex; empty where there is none.
+    disk_digest: String,
+}
+
+/// What becomes a pristine state.
+pub struct Made {
+    pub uuid: String,
+    pub acceleration: Acceleration,
+    pub guest_agent: bool,
+    pub boot_ms: u64,
+}
+
+/// Where one original's files are.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub folder: PathBuf,
+}
+
+impl Store {
+    pub fn save_path(&self) -> PathBuf {
+        self.folder.join("pristine.save")
+    }
+
+    pub fn disk_path(&self) -> PathBuf {
+        self.folder.join("pristine.qcow2")
+    }
+
+    /// What the present life writes on.
+    pub fn overlay_path(&self) -> PathBuf {
+        self.folder.join("present.qcow2")
+    }
+
+    pub fn console_path(&self) -> PathBuf {
+        self.folder.join("console.log")
+    }
+
+    pub fn channel_path(&self) -> PathBuf {
+        self.folder.join("installer.sock")
+    }
+
+    fn description_path(&self) -> PathBuf {
+        self.folder.join("pristine.json")
+    }
+
+    fn awake_path(&self) -> PathBuf {
+        self.folder.join("awake")
+    }
+
+    /// Whether the present life has been resumed.
+    pub fn is_awake(&self) -> bool {
+        self.awake_path().exists()
+    }
+
+    pub fn set_awake(&self, awake: bool) -> io::Result<()> {
+        match awake {
+            true => File::create(self.awake_path()).map(drop),
+            false => remove(&self.awake_path()),
+        }
+    }
+
+    /// The state that is there, if it can be used; otherwise why not.
+    pub fn pristine(&self, made_from: &str) -> Result<Pristine, Failed> {
+        let pristine = self.description()?;
+        if pristine.made_from != made_from {
+            return Err("image or settings have changed".into());
+        }
+        let fits = |path: &Path, digest: &str| match digest_of(path) {
+            Ok(found) if found == digest => Ok(()),
+            Ok(_) => Err(format!("{} is damaged", path.display())),
+            Err(error) => Err(format!("{}: {error}", path.display())),
+        };
+        fits(&self.save_path(), &pristine.save_digest)?;
+        if !pristine.disk_digest.is_empty() {
+            fits(&self.disk_path(), &pristine.disk_digest)?;
+        }
+        Ok(pristine)
+    }
+
+    /// What is said of the state, whether or not it fits.
+    pub fn description(&self) -> Result<Pristine, Failed> {
+        let path = self.description_path();
+        let at = |error: io::Error| format!("{}: {error}", path.display());
+        if fs::metadata(&path).map_err(at)?.len() > DESCRIPTION_BYTES_MAX {
+            return Err(format!("{} is not what p2pdb writes there", path.display()));
+        }
+        let text = fs::read_to_string(&path).map_err(at)?;
+        let pristine: Pristine = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        match pristine.format {
+            FORMAT => Ok(pristine),
+            other => Err(format!("{} is of form {other}, which this version does not know", path.display())),
+        }
+    }
+
+    /// Describes the state that has just been saved, and puts all of it on disk.
+    pub fn keep(&self, made: Made, made_from: String, has_disk: bool) -> io::Result<Pristine> {
+        let save_bytes = sync(&self.save_path())?;
+        let disk_digest = match has_disk {
+            true => sync(&self.disk_path()).and_then(|_| digest_of(&self.disk_path()))?,
+            false => String::new(),
+        };
+        let pristine = Pristine {
+            format: FORMAT,
+            uuid: made.uuid,
+            acceleration: made.acceleration,
+            guest_agent: made.guest_agent,
+            boot_ms: made.boot_ms,
+            made_from,
+            save_bytes,
+            save_digest: digest_of(&self.save_path())?,
+            disk_digest,
+        };
+        let text = serde_json::to_string_pretty(&pristine).map_err(io::Error::other)?;
+        write_atomically(&self.description_path(), text.as_bytes(), 0o600)?;
+        Ok(pristine)
+    }
+
+    /// Removes the state; nothing uses it any more.
+    pub fn forget(&self) -> io::Result<()> {
+        // The description first: what is not described does not exist.
+        [self.description_path(), self.save_path(), self.disk_path()].iter().try_for_each(|path| remove(path))
+    }
+
+    /// Removes what the present life has written.
+    pub fn clear(&self) -> io::Result<()> {
+        remove(&self.overlay_path())?;
+        remove(&self.channel_path())?;
+        self.set_awake(false)
+    }
+}
+
+/// What a pristine state would be made from now: the files of the image, and what shapes the guest.
+///
+/// # Errors
+/// A file of the image is not there.
+pub fn made_from(image: &Image, shape: &str) -> Result<String, Failed> {
+    let mut text = shape.to_owned();
+    let files = image.kernel.iter().flat_map(|(kernel, initrd)| [kernel, initrd]).chain(&image.disk);
+    for path in files {
+        let metadata = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        text.push_str(&format!(
+            "; {} {} {}.{}",
+            path.display(),
+            metadata.len(),
+            metadata.mtime(),
+            metadata.mtime_nsec()
+        ));
+    }
+    Ok(text)
+}
+
+/// Makes a disk whose content is that of another one until it is written to.
+///
+/// # Errors
+/// `qemu-img` is not there or says no.
+pub fn overlay(base: &Path, base_format: &str, path: &Path) -> Result<(), Failed> {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2", "-F", base_format, "-b"]).arg(base).arg(path);
+    let output = command.stdin(Stdio::null()).output().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => "the program 'qemu-img' is missing; install qemu-utils".to_owned(),
+        _ => format!("qemu-img: {error}"),
+    })?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("qemu-img: {}", String::from_utf8_lossy(&output.stderr).trim())),
+    }
+}
+
+fn sync(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    file.sync_all()?;
+    Ok(file.metadata()?.len())
+}
+
+fn digest_of(path: &Path) -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_has_changed_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store { folder: folder.path().to_path_buf() };
+        fs::write(store.save_path(), b"memory").unwrap();
+        let made = Made { uuid: "u".into(), acceleration: Acceleration::Qemu, guest_agent: true, boot_ms: 7 };
+        let kept = store.keep(made, "image 1".into(), false).unwrap();
+        assert_eq!(store.pristine("image 1"), Ok(kept));
+        assert!(store.pristine("image 2").unwrap_err().contains("have changed"));
+        fs::write(store.save_path(), b"memorz").unwrap();
+        assert!(store.pristine("image 1").unwrap_err().contains("is damaged"));
+    }
+}

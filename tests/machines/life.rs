@@ -1,0 +1,144 @@
+//! One life of a virtual machine: booted once, resumed, installed, serving, put back.
+
+use std::time::{Duration, Instant};
+
+use super::rig::{Network, Tie, wait_until};
+use super::stage::{host, machines_possible};
+
+pub const WEB_MANIFEST: &str = r#"
+target = "S2"
+[[file]]
+source = "nginx.conf"
+target = "/etc/nginx/nginx.conf"
+[[file]]
+source = "page"
+target = "/var/www/index.html"
+mode = "0644"
+[[check]]
+command = "wget -q -O /dev/null http://127.0.0.1/"
+"#;
+pub const WEB_SCRIPT: &str = "mkdir -p /var/log/nginx /var/lib/nginx && nginx\n\
+                              echo \"$P2PDB_TARGET on $P2PDB_ORIGINAL, $(hostname), $(cat /etc/machine-id)\"\n";
+pub const NGINX: &str = "user www-data; worker_processes 1; pid /run/nginx.pid; error_log stderr;\n\
+    events {} http { access_log off; server { listen 80; listen [::]:80; root /var/www; } }\n";
+pub const WEB_FILES: &[(&str, &str)] = &[("nginx.conf", NGINX), ("page", "I am S2\n")];
+
+#[test]
+fn a_machine_serves_and_is_put_back() {
+    if !machines_possible("a_machine_serves_and_is_put_back") {
+        return;
+    }
+    let network = Network::of("ma", 1, Tie::Bridge);
+    let (libvirtd, host) = host(&network, 0, 2, "paused");
+    let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
+    let owner = host.start();
+    wait_until("both wait in memory", || libvirtd.machines() == ["paused", "paused"]);
+
+    owner.done("1 7 resume S2");
+    let note = owner.done(&format!("1 7 install S2 {digest}"));
+    let words: Vec<&str> = note.split(", ").collect();
+    assert_eq!(words[..2], ["installed S2 on original-1", "S2"], "{note}");
+    assert_eq!(words[2].len(), 32, "an identity of its own: {note}");
+    assert!(!network.answers("10.91.0.50"));
+    owner.done("1 7 take 10.91.0.50/24 1000");
+    assert!(network.fetch("10.91.0.50").unwrap().ends_with("I am S2\n"));
+
+    // Held for longer than one lease; then nobody renews it.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(2500) {
+        owner.done("1 7 hold 10.91.0.50/24 1000");
+        assert!(network.answers("10.91.0.50"));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let held = Instant::now();
+    wait_until("the lease is over", || !network.answers("10.91.0.50"));
+    assert!(held.elapsed() < Duration::from_millis(1800), "{:?}", held.elapsed());
+    owner.wait_for("changed original-1 installed");
+
+    // IPv6, and back.
+    owner.done("1 7 take fd91::50/64 60000");
+    assert!(network.fetch("fd91::50").unwrap().ends_with("I am S2\n"));
+    assert_eq!(owner.done("1 7 release fd91::50/64"), "installed ");
+    assert!(!network.answers("fd91::50"));
+
+    // The second one has another identity, and moves the address with one announcement.
+    owner.done("1 7 take 10.91.0.50/24 60000");
+    assert!(network.answers("10.91.0.50"));
+    owner.done("2 8 resume S2");
+    let other = owner.done(&format!("2 8 install S2 {digest}"));
+    assert_ne!(other.split(", ").nth(2), Some(words[2]));
+    owner.done("1 7 release 10.91.0.50/24");
+    owner.done("2 8 take 10.91.0.50/24 60000");
+    assert!(network.answers("10.91.0.50"));
+
+    // Back to pristine, address included.
+    assert!(owner.done("2 8 reset").starts_with("suspended an emulated machine, paused in memory"));
+    assert!(!network.answers("10.91.0.50"));
+    owner.done("2 9 resume S3");
+    let look = host.procedure("", "ls /var/www /etc/nginx; pidof nginx; cat /etc/hostname", &[]);
+    let note = owner.done(&format!("2 9 install S3 {look}"));
+    assert!(!note.contains("index.html") && note.ends_with("S3"), "{note}");
+}
+
+#[test]
+fn a_machine_that_waits_on_disk_serves_as_well() {
+    if !machines_possible("a_machine_that_waits_on_disk_serves_as_well") {
+        return;
+    }
+    let network = Network::of("mb", 1, Tie::Bridge);
+    let (libvirtd, host) = host(&network, 0, 1, "saved");
+    let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
+    let owner = host.start();
+    assert!(libvirtd.machines().is_empty(), "it costs no memory");
+    // A check resumes it for real, and puts it back.
+    assert!(owner.done("1 0 check").starts_with("suspended an emulated machine, saved on disk"));
+    assert!(libvirtd.machines().is_empty());
+    owner.done("1 7 resume S2");
+    owner.done(&format!("1 7 install S2 {digest}"));
+    owner.done("1 7 take 10.91.0.50/24 60000");
+    assert!(network.fetch("10.91.0.50").unwrap().ends_with("I am S2\n"));
+    owner.kill();
+
+    // The next daemon finds it serving, and can put it back.
+    let owner = host.start();
+    assert!(network.answers("10.91.0.50"));
+    owner.done("1 7 hold 10.91.0.50/24 60000");
+    assert!(owner.done("1 7 reset").starts_with("suspended "));
+    assert!(!network.answers("10.91.0.50"));
+}
+
+#[test]
+fn procedures_large_and_failing() {
+    if !machines_possible("procedures_large_and_failing") {
+        return;
+    }
+    let network = Network::of("mc", 1, Tie::Bridge);
+    let (libvirtd, host) = host(&network, 0, 1, "paused");
+    let owner = host.start();
+    // More than goes along with the command.
+    let large = "0123456789abcdef".repeat(20_000);
+    let counted = host.procedure("", "wc -c <data", &[("data", &large)]);
+    owner.done("1 1 resume S2");
+    assert_eq!(owner.done(&format!("1 1 install S2 {counted}")), "installed 320000");
+    owner.done("1 1 reset");
+
+    let fails = |token: u64, manifest: &str, script: &str| {
+        let digest = host.procedure(manifest, script, &[]);
+        owner.done(&format!("1 {token} resume S2"));
+        let outcome = owner.order(&format!("1 {token} install S2 {digest}"));
+        // Nothing of it is left.
+        assert!(libvirtd.machines().is_empty(), "{:?}", libvirtd.machines());
+        owner.done(&format!("1 {token} reset"));
+        outcome
+    };
+    let outcome = fails(2, "", "echo before; false");
+    assert!(outcome.starts_with("failed before | install.sh ended with exit code 1"), "{outcome}");
+    let outcome = fails(3, "deadline_s = 1", "echo on; sleep 60");
+    assert!(
+        outcome.starts_with("failed on | Terminated | install.sh was not done in time and was killed"),
+        "{outcome}"
+    );
+    let outcome = fails(4, "deadline_s = 1\n[[check]]\ncommand = \"echo not yet; false\"", "echo off");
+    assert!(outcome.ends_with("the check 'echo not yet; false' still fails when time is up"), "{outcome}");
+    assert!(outcome.contains("not yet |"), "{outcome}");
+}
