@@ -150,12 +150,22 @@ impl Management {
 
     /// The decision by which a server has come back last, if that is the last that was decided about it.
     pub(super) fn returned(&self, target: &ServerName) -> Option<&Decision> {
+        self.last_about(target).filter(|about| matches!(about.act, Act::Return { .. }))
+    }
+
+    /// The decision by which a server came into the group last, again or for the first time, if that is the last about it. What it
+    /// did in the group before, it does no more.
+    pub(super) fn came(&self, server: &ServerName) -> Option<&Decision> {
+        self.last_about(server).filter(|about| matches!(about.act, Act::Return { .. } | Act::Admit { .. }))
+    }
+
+    fn last_about(&self, server: &ServerName) -> Option<&Decision> {
         let about = self.chain.decisions().iter().rev().find(|decision| match &decision.act {
-            Act::Recover { target: it, .. } | Act::Return { target: it, .. } => it == target,
-            Act::Admit { server: it, .. } | Act::Remove { server: it } => it == target,
+            Act::Recover { target: it, .. } | Act::Return { target: it, .. } => it == server,
+            Act::Admit { server: it, .. } | Act::Remove { server: it } => it == server,
             Act::Found { .. } | Act::Witness { .. } => false,
-        })?;
-        matches!(about.act, Act::Return { .. }).then(|| about.as_ref())
+        });
+        about.map(AsRef::as_ref)
     }
 }
 

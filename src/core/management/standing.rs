@@ -217,7 +217,7 @@ impl Management {
         let is_played = place.is_some_and(|place| {
             let plays = turn.record(file::PROBLEM, &me).is_some_and(|row| row.field(2) == place.host.as_str());
             let hosts = self.chain.roster().member(&place.host).is_some_and(|host| host.recovery.is_none());
-            let was_out = self.returned(&place.host).is_some_and(|returned| returned.slot > slot);
+            let was_out = self.came(&place.host).is_some_and(|came| came.slot > slot);
             plays && hosts && !was_out && turn.scene.linked.contains(&place.host)
         });
         let service = Service::of(turn.scene.files, &me);

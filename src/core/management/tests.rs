@@ -963,3 +963,30 @@ fn a_stand_in_that_moves_on_its_host_waits_until_the_one_before_has_let_go() {
     let plays = |group: &Group| group.servers[0].guests["original-2"].0.state == GuestState::Serving;
     group.wait("original-2 plays it", 6_000, plays);
 }
+
+#[test]
+fn a_server_that_was_removed_and_is_admitted_again_waits_for_whoever_played_it() {
+    let mut group = Group::new(4);
+    group.set("Condition: S1, 0.9, 0.1, 0, 0, 2, 2048, 1000");
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).as_deref() == Some("S3"));
+    group.run(1_000);
+    let record = group.files.builtin("Server").unwrap().record("S2").cloned().unwrap();
+    for name in ["Server", "Group", "Flag"] {
+        group.delete(name, "S2");
+    }
+    group.power_on("S2");
+    group.run(4_900);
+    // It has renewed its lease just now, and hears nothing of what is decided.
+    group.cut("S3", true);
+    group.wait("S2 is removed", 500, |group| {
+        group.servers[0].management.chain().roster().member(&server("S2")).is_none()
+    });
+    assert_eq!(group.host_of(2).as_deref(), Some("S3"));
+    group.set(&format!("Server: {record}"));
+    group.set("Flag: S2, operating");
+    for index in 0..4 {
+        group.plan(500, Event::To(index, Cause::Files));
+    }
+    group.wait("S2 serves itself", 6_000, |group| group.host_of(2).as_deref() == Some("S2"));
+}

@@ -193,7 +193,7 @@ impl Management {
             let member = self.chain.roster().member(name);
             member.is_some_and(|member| member.recovery.is_none())
         };
-        let was_out = |name: &ServerName| self.returned(name).is_some_and(|returned| returned.slot > recovery.slot);
+        let was_out = |name: &ServerName| self.came(name).is_some_and(|came| came.slot > recovery.slot);
         let failed = row.filter(|row| row.phase == Phase::Failed && row.slot == recovery.slot);
         let not = recovery.place.as_ref();
         let (why, not, cause) = match (&host, failed) {
