@@ -320,6 +320,7 @@ impl Management {
         // Grants of the electorate before do not count any more.
         self.next_lease_us = 0;
         self.run_hooks(turn, decision);
+        self.warm_up_is_over(turn, decision);
         self.look_at_files(turn);
         turn.out(ManagementOutput::Decided(decision.clone()));
     }

@@ -60,6 +60,8 @@ struct Group {
     bad_installs: usize,
     /// Originals that carry out nothing any more, and say nothing.
     hung: BTreeSet<(usize, String)>,
+    /// Stand-ins whose service does not answer, until they are made anew.
+    ill: BTreeSet<(usize, String)>,
     /// Whether fences end by themselves; those that do not, by host.
     fences_end: bool,
     fences: Vec<(usize, HookId)>,
@@ -95,6 +97,7 @@ impl Group {
             without_network: BTreeSet::new(),
             bad_installs: 0,
             hung: BTreeSet::new(),
+            ill: BTreeSet::new(),
             fences_end: true,
             fences: Vec::new(),
         };
@@ -409,6 +412,7 @@ impl Group {
                             *held = None;
                         }
                         GuestAction::Reset => {
+                            self.ill.remove(&(index, order.original.clone()));
                             *held = None;
                             *record = GuestRecord {
                                 state: GuestState::Suspended,
@@ -463,7 +467,11 @@ impl Group {
             return None;
         }
         let own = self.servers[holder].held.is_some_and(|(held, _)| held.ip == address);
-        Some(!own || self.servers[holder].serves)
+        let guests = &self.servers[holder].guests;
+        let holds =
+            |(_, held): &(GuestRecord, Option<(ServiceAddress, u64)>)| held.is_some_and(|(it, _)| it.ip == address);
+        let plays = guests.iter().find(|(_, guest)| holds(guest)).map(|(original, _)| (holder, original.clone()));
+        Some(if own { self.servers[holder].serves } else { plays.is_none_or(|plays| !self.ill.contains(&plays)) })
     }
 
     fn command(&mut self, index: usize, command: OperatorCommand) -> String {
@@ -989,4 +997,18 @@ fn a_server_that_was_removed_and_is_admitted_again_waits_for_whoever_played_it()
         group.plan(500, Event::To(index, Cause::Files));
     }
     group.wait("S2 serves itself", 6_000, |group| group.host_of(2).as_deref() == Some("S2"));
+}
+
+#[test]
+fn a_stand_in_that_is_ill_is_made_anew_where_there_is_no_other_place() {
+    let mut group = Group::new(3);
+    group.set("Original: S3, original-1, broken, x");
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).as_deref() == Some("S1"));
+    group.run(10_000);
+    group.ill.insert((0, "original-1".to_owned()));
+    group.run(2_000);
+    group.wait("S2 is played well", 20_000, |group| group.host_of(2).is_some() && group.ill.is_empty());
+    group.run(20_000);
+    assert_eq!((group.host_of(2).as_deref(), group.recoveries()), (Some("S1"), 3), "{}", group.story());
 }

@@ -49,8 +49,10 @@ const HOOK_REASON_BYTES_MAX: usize = 600;
 enum Cause {
     /// The target, or the host of its stand-in, is gone.
     Host,
-    /// The stand-in itself fails; so may the next one.
+    /// The stand-in could not be made; so may the next one.
     StandIn,
+    /// The stand-in serves, and its service fails.
+    Ill,
 }
 
 #[derive(Default)]
@@ -133,7 +135,7 @@ impl Management {
             return;
         }
         let not = replaces.and(member.recovery.and_then(|recovery| recovery.place));
-        let cause = if replaces.is_some() { Cause::StandIn } else { Cause::Host };
+        let cause = if replaces.is_some() { Cause::Ill } else { Cause::Host };
         self.wish_recovery(turn, target, replaces, not.as_ref(), &words, cause);
     }
 
@@ -302,15 +304,18 @@ impl Management {
         if self.verdicts.wishes.contains_key(target) || turn.now_us() < pause_us {
             return;
         }
-        if cause == Cause::StandIn && self.must_pause(turn, target) {
+        if cause != Cause::Host && self.must_pause(turn, target) {
             return;
         }
         let (mut place, mut reason) = self.placed(turn, target, not, why);
-        if place.is_none() && not.is_some() && !self.must_pause_longer(turn, target) {
+        let again = place.is_none() && not.is_some() && !self.must_pause_longer(turn, target);
+        if again {
             // There is no other: the same again, perhaps it was a matter of the moment.
             (place, reason) = self.placed(turn, target, None, why);
         }
-        if place.is_none() && replaces.is_some() {
+        // One that serves has to be given up first, so that its original can be made anew. The target may return meanwhile.
+        let gives_up = again && cause == Cause::Ill && procedure_of(turn.scene.files, target).is_some();
+        if place.is_none() && replaces.is_some() && !gives_up {
             return;
         }
         let ticket = self.number();
@@ -405,6 +410,16 @@ impl Management {
         } else {
             let message = ManagementMessage::CoolDown { target: target.clone(), original: place.original };
             turn.say(&place.host, message);
+        }
+    }
+
+    /// What was warmed up is put to work, or was for nothing: it counts as ready no more.
+    pub(super) fn warm_up_is_over(&mut self, turn: &mut Turn, decision: &Decision) {
+        let Act::Recover { target, place, .. } = &decision.act else { return };
+        match (self.verdicts.warm.get(target), place) {
+            // Its host may not have heard of the decision yet, and must not put it back.
+            (Some(warm), Some(place)) if warm == place => drop(self.verdicts.warm.remove(target)),
+            _ => self.cleared(turn, target),
         }
     }
 
