@@ -62,6 +62,9 @@ pub struct Network {
 /// As the guest calls its own: taking away the wrong one would show.
 pub const INTERFACE: &str = "eth0";
 
+/// With this one the client sees the other side of a split; it has no address there.
+pub const FAR: &str = "far0";
+
 impl Network {
     pub fn of(tag: &str, hosts: usize, tie: Tie) -> Self {
         let network = Self { prefix: format!("pg{}{tag}", std::process::id()), hosts };
@@ -71,6 +74,10 @@ impl Network {
         for host in 0..=hosts {
             let name = network.host(host);
             run("ip", &format!("netns add {name}"));
+            if host == hosts {
+                run("ip", &format!("-n {switch} link add far up type veth peer name {FAR} netns {name}"));
+                run("ip", &format!("-n {name} link set {FAR} up"));
+            }
             let plain = tie == Tie::Plain || host == hosts;
             let inner = if plain { INTERFACE } else { "uplink" };
             run("ip", &format!("-n {switch} link add port{host} type veth peer name {inner} netns {name}"));
@@ -107,10 +114,11 @@ impl Network {
         run("ip", &format!("-n {} link set port{host} {state}", self.name("s")));
     }
 
-    /// Puts some hosts on a switch of their own, until `join`.
+    /// Puts some hosts on a switch of their own, until `join`. The client stays, and has an eye there: `FAR`.
     #[allow(dead_code, reason = "the tests of recovery do")]
     pub fn split(&self, hosts: &[usize]) {
         run("ip", &format!("-n {} link add bridge1 up type bridge", self.name("s")));
+        run("ip", &format!("-n {} link set far master bridge1", self.name("s")));
         self.move_to("bridge1", hosts);
     }
 

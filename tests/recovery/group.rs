@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use p2pdb::edge::process_identity::ProcessIdentity;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::network::{INTERFACE, Network, Tie, program, run, wait_until};
+use super::network::{FAR, INTERFACE, Network, Tie, program, run, wait_until};
 
 /// What only a failure reaches.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -21,10 +22,16 @@ target = "/var/www/index.html"
 command = "python3 -c \"import socket; socket.create_connection(('127.0.0.1', 80), 1)\""
 "#;
 const SCRIPT: &str = "cd /var/www && { setsid python3 -m http.server 80 >/dev/null 2>&1 & }\n";
+const PARTS: [(&str, &str); 2] = [("procedure.toml", MANIFEST), ("install.sh", SCRIPT)];
+
+/// What a host's settings say instead of their defaults: a line, and what stands in its place.
+type Settings<'a> = &'a mut dyn FnMut(&Network, usize) -> Vec<(&'static str, String)>;
 
 pub struct Group {
     pub network: Network,
     folder: TempDir,
+    /// So many servers; whoever comes after them only votes.
+    servers: usize,
     daemons: Vec<Option<Child>>,
     services: Vec<Option<Child>>,
     observer: Option<(Child, ChildStdin)>,
@@ -36,10 +43,20 @@ impl Group {
         Self::with_hooks(tag, count, &[])
     }
 
+    /// The same and a witness, which is named as if it were one more of them.
+    pub fn with_witness(tag: &str, count: usize) -> Self {
+        Self::build(tag, count, 1, &[], &PARTS, &mut |_, _| Vec::new())
+    }
+
     /// The same with hooks: the name of each, and a line for the shell.
     pub fn with_hooks(tag: &str, count: usize, hooks: &[(&str, &str)]) -> Self {
-        let parts = [("procedure.toml", MANIFEST), ("install.sh", SCRIPT)];
-        Self::with_procedure(tag, count, hooks, &parts, &mut |_, _| Vec::new())
+        Self::with_procedure(tag, count, hooks, &PARTS, &mut |_, _| Vec::new())
+    }
+
+    /// The same, and so long may a hook take.
+    pub fn with_hurried_hooks(tag: &str, count: usize, hooks: &[(&str, &str)], deadline_ms: u64) -> Self {
+        let deadline = format!("deadline_ms = {deadline_ms}");
+        Self::with_procedure(tag, count, hooks, &PARTS, &mut |_, _| vec![("#deadline_ms = 30000", deadline.clone())])
     }
 
     /// The same with a procedure for all, which gets a file `page` as well, and with settings of the hosts: a default line, and what stands
@@ -49,19 +66,35 @@ impl Group {
         count: usize,
         hooks: &[(&str, &str)],
         parts: &[(&str, &str)],
-        settings: &mut dyn FnMut(&Network, usize) -> Vec<(&'static str, String)>,
+        settings: Settings,
     ) -> Self {
-        let network = Network::of(tag, count, Tie::Bridge);
+        Self::build(tag, count, 0, hooks, parts, settings)
+    }
+
+    fn build(
+        tag: &str,
+        count: usize,
+        witnesses: usize,
+        hooks: &[(&str, &str)],
+        parts: &[(&str, &str)],
+        settings: Settings,
+    ) -> Self {
+        let network = Network::of(tag, count + witnesses, Tie::Bridge);
         let folder = tempfile::tempdir().unwrap();
-        let none = |_| None;
-        let daemons = (0..count).map(none).collect();
+        let daemons = (0..count + witnesses).map(|_| None).collect();
         let services = (0..count).map(|_| None).collect();
-        let mut group = Self { network, folder, daemons, services, observer: None };
+        let mut group = Self { network, folder, servers: count, daemons, services, observer: None };
         for server in 0..count {
             let settings = settings(&group.network, server);
             group.join(server, hooks, &settings);
             group.start_service(server);
             group.start(server);
+        }
+        for witness in count..count + witnesses {
+            group.join(witness, &[], &[]);
+            group.start(witness);
+            let admitted = format!("{} votes as a witness", name(witness));
+            wait_until("the witness votes", || group.decisions(0).contains(&admitted));
         }
         for server in 0..count {
             let name = name(server);
@@ -111,8 +144,10 @@ impl Group {
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         let settings = directory.join("p2pdb.toml");
         let text = std::fs::read_to_string(&settings).unwrap();
-        let text = text.replace("#interface = \"\"", &format!("interface = \"{INTERFACE}\""));
         let mut text = text.replace("#count = 2", "count = 1");
+        if server < self.servers {
+            text = text.replace("#interface = \"\"", &format!("interface = \"{INTERFACE}\""));
+        }
         for (hook, line) in hooks {
             text = text.replace(&format!("#{hook} = []"), &format!("{hook} = ['/bin/sh', '-c', '{line}']"));
         }
@@ -157,13 +192,24 @@ impl Group {
         out.lines().map(str::to_owned).collect()
     }
 
+    /// What was decided, as a server knows it: one line for each decision, without time and reason.
+    pub fn decisions(&self, server: usize) -> Vec<String> {
+        let out = self.cli(server, &["decisions", "--json"]);
+        let act = |line: &str| {
+            let decision: serde_json::Value = serde_json::from_str(line).unwrap();
+            decision["act"].as_str().unwrap().to_owned()
+        };
+        out.lines().map(act).collect()
+    }
+
     // ---- what runs ----
 
     pub fn start(&mut self, server: usize) {
         let log = std::fs::File::options().create(true).append(true).open(self.path(&format!("{}.log", name(server))));
         let log = log.unwrap();
         let mut command = self.within(server, program().to_str().unwrap());
-        command.arg("daemon").arg("--dir").arg(self.directory(server)).stdin(Stdio::null());
+        let work = if server < self.servers { "daemon" } else { "witness" };
+        command.arg(work).arg("--dir").arg(self.directory(server)).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.daemons[server] = Some(command.spawn().unwrap());
         wait_until("the daemon answers", || self.try_cli(server, &["status"]).0 == Some(0));
@@ -200,10 +246,23 @@ impl Group {
         self.kill_agents(server);
     }
 
+    /// The machine hangs: nothing on it runs, and yet its kernel answers at its address and goes on doing so.
+    pub fn hang(&self, server: usize) {
+        self.signal_daemon(server, Signal::STOP);
+        let service = Pid::from_child(self.services[server].as_ref().unwrap());
+        kill_process(service, Signal::STOP).unwrap();
+        let agent = std::fs::read_to_string(self.directory(server).join("address.pid")).unwrap();
+        let agent: ProcessIdentity = agent.parse().unwrap();
+        kill_process(Pid::from_raw(agent.pid).unwrap(), Signal::STOP).unwrap();
+        let (namespace, address) = (self.network.host(server), address(server));
+        let for_ever = "valid_lft forever preferred_lft forever";
+        run("ip", &format!("-n {namespace} address replace {address}/24 dev {INTERFACE} {for_ever}"));
+    }
+
     /// It starts as after a power cut: no address of before, no guest.
     pub fn power_on(&mut self, server: usize) {
         let namespace = self.network.host(server);
-        for other in 0..self.daemons.len() {
+        for other in 0..self.servers {
             let mut command = Command::new("ip");
             command.args(["-n", &namespace, "address", "delete", &format!("{}/24", address(other)), "dev", INTERFACE]);
             // Most are not there.
@@ -226,7 +285,7 @@ impl Group {
         }
         // The host's own agent is named by its process id.
         let agent = std::fs::read_to_string(self.directory(server).join("address.pid"));
-        if let Ok(identity) = agent.unwrap_or_default().parse::<p2pdb::edge::process_identity::ProcessIdentity>() {
+        if let Ok(identity) = agent.unwrap_or_default().parse::<ProcessIdentity>() {
             let _ = identity.kill(Duration::from_secs(2));
         }
     }
@@ -262,7 +321,8 @@ impl Group {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recovery/observer.py");
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.network.client())).args(["setpriv", "--pdeathsig", "KILL"]);
-        command.arg("python3").arg(script).arg(INTERFACE).args((0..self.daemons.len()).map(address));
+        let interfaces = format!("{INTERFACE},{FAR}");
+        command.arg("python3").arg(script).arg(interfaces).args((0..self.servers).map(address));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         self.observer = Some((child, input));
@@ -287,7 +347,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         for server in 0..self.daemons.len() {
             end(self.daemons[server].take());
-            end(self.services[server].take());
+            end(self.services.get_mut(server).and_then(Option::take));
             self.kill_agents(server);
         }
         if let Some((mut child, _)) = self.observer.take() {

@@ -6,9 +6,11 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time")]
 
 mod group;
+mod hooks;
 #[path = "../guests/rig.rs"]
 #[allow(dead_code, reason = "only the network of it is used here")]
 mod network;
+mod split;
 
 use group::{Group, address, possible};
 use network::{answers_from, wait_until};

@@ -1,7 +1,9 @@
 """Watches a network from outside: who answers at which address, asked again and again by ARP.
 
-usage: observer.py INTERFACE ADDRESS...     ends at the end of its input; prints one line for each address that ever had two
+usage: observer.py INTERFACE,... ADDRESS...     ends at the end of its input; prints one line for each address that ever had two
 answers to one question: ADDRESS MAC MAC
+
+It asks on all interfaces at once and takes the answers together: of two halves of a network that is split, only one may answer.
 """
 import select
 import socket
@@ -9,13 +11,15 @@ import struct
 import sys
 import time
 
-interface, addresses = sys.argv[1], sys.argv[2:]
-link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
-link.bind((interface, 0))
-mine = link.getsockname()[4]
+interfaces, addresses = sys.argv[1].split(","), sys.argv[2:]
+links = []
+for interface in interfaces:
+    link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+    link.bind((interface, 0))
+    links.append(link)
 
 
-def question(address):
+def question(mine, address):
     ethernet = b"\xff" * 6 + mine + struct.pack("!H", 0x0806)
     arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mine + bytes(4) + bytes(6) + socket.inet_aton(address)
     return ethernet + arp
@@ -27,17 +31,20 @@ silent = set(addresses)
 while True:
     seen = {address: set() for address in addresses}
     for address in addresses:
-        link.send(question(address))
+        for link in links:
+            link.send(question(link.getsockname()[4], address))
     until = time.monotonic() + 0.03
     while (left := until - time.monotonic()) > 0:
-        ready, _, _ = select.select([link, sys.stdin], [], [], left)
+        ready, _, _ = select.select([*links, sys.stdin], [], [], left)
         if sys.stdin in ready and not sys.stdin.buffer.read(1):
             for address, answers in double.items():
                 print(address, *sorted(answers))
             for address in sorted(silent):
                 print(address, "never answered")
             sys.exit(1 if double or silent else 0)
-        if link in ready:
+        for link in links:
+            if link not in ready:
+                continue
             frame = link.recv(128)
             # An answer says who it is from: hardware and protocol address of the sender.
             if frame[20:22] == b"\x00\x02":

@@ -382,6 +382,7 @@ def _starts(bench: Bench, runs: int) -> Starts:
 
         def over_nfs(guest: Guest) -> None:
             url = f"nfs://{recovery._address(CLIENT)}/share/{guest.name}?version=4"
+            fetched[guest.name].unlink(missing_ok=True)
             bench.processes.run([*recovery._enter(1), tool("nfs-cp"), url, str(fetched[guest.name])])
             guest.restore(fetched[guest.name])
 

@@ -738,6 +738,17 @@ fn a_fence_that_succeeds_ends_the_wait_for_the_lease() {
 }
 
 #[test]
+fn a_server_is_started_again_once_its_fence_has_ended() {
+    let runs = |group: &Group, hook: &str| group.reasons.contains(&format!("S1 runs {hook} for S2"));
+    let mut group = Group::with_hooks(4, &[Hook::Fence, Hook::RestartServer]);
+    group.power_off("S2");
+    group.wait("S2 is fenced", 6_000, |group| runs(group, "fence"));
+    assert!(!runs(&group, "restart_server"), "whoever switches it off may come after whoever switches it on");
+    group.wait("the fence has ended", 100, |group| group.lines("Fence").len() == 1);
+    group.wait("S2 is started", 100, |group| runs(group, "restart_server"));
+}
+
+#[test]
 fn a_server_returns_when_its_ready_hook_succeeds() {
     let mut group = Group::with_hooks(4, &[Hook::Ready]);
     group.ready = Err("the mail spool is not mounted".into());

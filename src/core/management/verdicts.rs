@@ -444,12 +444,12 @@ impl Management {
         if let Act::Recover { target, manager, replaces: None, .. } = &decision.act
             && *manager == me
         {
-            for hook in [Hook::Fence, Hook::RestartServer] {
-                if self.config.hooks.contains(&hook) {
-                    let id = self.run_hook(turn, hook, target, decision.reason.clone());
-                    if hook == Hook::Fence {
-                        self.verdicts.fences.insert(id, decision.slot);
-                    }
+            // Whoever fences may switch the server off: it is started again after that, see `hook_done`.
+            let first = [Hook::Fence, Hook::RestartServer].into_iter().find(|hook| self.config.hooks.contains(hook));
+            if let Some(hook) = first {
+                let id = self.run_hook(turn, hook, target, decision.reason.clone());
+                if hook == Hook::Fence {
+                    self.verdicts.fences.insert(id, decision.slot);
                 }
             }
         }
@@ -479,6 +479,11 @@ impl Management {
         // Whoever was back in between, and has failed again, serves perhaps: this fence knows nothing of that.
         if fences.is_some_and(|slot| slot == first_out(&self.chain, &run.server)) && outcome.is_ok() {
             self.tell_fenced(turn, &run.server, "fenced", self.config.me.clone().as_str());
+        }
+        // Also when it has failed; but a server that is back needs nobody to start it.
+        let is_next = run.hook == Hook::Fence && self.config.hooks.contains(&Hook::RestartServer);
+        if is_next && first_out(&self.chain, &run.server) != 0 {
+            self.run_hook(turn, Hook::RestartServer, &run.server, run.reason);
         }
     }
 
