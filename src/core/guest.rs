@@ -7,7 +7,7 @@
 //! ```
 //! `Running` and `Installed` without an address are the warm-up. Whatever goes wrong ends in `Broken` until a `Reset` succeeds.
 //! Every order carries the fencing token of the decision behind it (0: warm-up, no decision yet); the driver remembers the highest
-//! token per original across restarts and refuses older ones. Invariants of [`GuestRecord::judge`]: an order with token 0
+//! token per original across restarts, as long as its host knows a decision, and refuses older ones. Invariants of [`GuestRecord::judge`]: an order with token 0
 //! never touches an original that a decision has put to work, and never takes an address; an order that has been
 //! carried out may be repeated, and changes nothing then.
 

@@ -63,6 +63,8 @@ pub(in crate::core) struct Scene<'a> {
     pub files: &'a Files,
     pub lifecycle: Lifecycle,
     pub linked: BTreeSet<ServerName>,
+    /// The latest time of all entries, in ms since 1970: no clock of the group was behind it when it was seen.
+    pub latest_ms: u64,
 }
 
 /// Why management is asked.
@@ -122,6 +124,8 @@ pub struct Management {
     watch: Watch,
     assignment: Assignment,
     ring: Ring,
+    /// Those of the ring who manage.
+    managing: Ring,
     lease: Lease,
     grants: Grants,
     next_lease_us: u64,
@@ -160,6 +164,7 @@ impl Management {
             watch: Watch::default(),
             assignment: Assignment::default(),
             ring: Ring::default(),
+            managing: Ring::default(),
             lease: Lease::default(),
             grants: Grants::default(),
             next_lease_us: 0,
@@ -213,6 +218,8 @@ impl Management {
     }
 
     pub(in crate::core) fn handle(&mut self, now: Now, scene: &Scene, cause: Cause) -> Vec<Act> {
+        // A clock that is behind, as that of a machine without a battery, dates nothing before what it follows.
+        let now = Now { wall_ms: now.wall_ms.max(scene.latest_ms), ..now };
         let mut turn = Turn { now, scene, acts: Vec::new(), edits: BTreeMap::new() };
         self.began_us.get_or_insert(now.monotonic_us);
         let looks_as = Some((scene.lifecycle, self.in_group()));
@@ -313,6 +320,7 @@ impl Management {
         // Grants of the electorate before do not count any more.
         self.next_lease_us = 0;
         self.run_hooks(turn, decision);
+        self.warm_up_is_over(turn, decision);
         self.look_at_files(turn);
         turn.out(ManagementOutput::Decided(decision.clone()));
     }
@@ -326,6 +334,13 @@ impl Management {
     /// When this server learned of a decision; that it began with counts as learned then.
     fn learned_us(&self, slot: Slot) -> u64 {
         self.learned_us.get(&slot).copied().or(self.began_us).unwrap_or(0)
+    }
+
+    /// How long ago a decision was made, in ms: since it was proposed, by the wall clocks, which may be wrong, and since this
+    /// server learned of it at least.
+    fn age_ms(&self, decision: &Decision, now: Now) -> u64 {
+        let known_ms = now.monotonic_us.saturating_sub(self.learned_us(decision.slot)) / 1000;
+        now.wall_ms.saturating_sub(decision.wall_ms).max(known_ms)
     }
 
     /// Whether it is in the group: admitted, and nobody plays it.
@@ -357,6 +372,7 @@ impl Management {
     fn look_at_files(&mut self, turn: &mut Turn) {
         let files = turn.scene.files;
         self.ring = Ring::of(files);
+        self.managing = watch::managing(files, &self.ring);
         let witnesses = self.chain.roster().members().iter().filter(|member| member.witness).count();
         let operates = turn.scene.lifecycle == Lifecycle::Operating && !self.config.witness;
         let mut assignment = if operates && self.in_group() {

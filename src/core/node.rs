@@ -320,8 +320,17 @@ impl Node {
 
     /// What management knows and waits for.
     pub fn management_report(&self, now: Now) -> Option<ManagementReport> {
-        let scene = Scene { files: &self.files, lifecycle: self.lifecycle, linked: self.sync.names() };
+        let scene = self.scene();
         self.management.as_ref().map(|management| management.report(now, &scene))
+    }
+
+    fn scene(&self) -> Scene<'_> {
+        Scene {
+            files: &self.files,
+            lifecycle: self.lifecycle,
+            linked: self.sync.names(),
+            latest_ms: self.clock.last().wall_ms(),
+        }
     }
 
     /// When management wants a `Tick`, in microseconds of monotonic time; besides those that come every `TICK_MS`.
@@ -387,7 +396,7 @@ impl Node {
     /// Lets management handle what has happened, and does what it wants.
     fn manage(&mut self, now: Now, cause: Cause, out: &mut Vec<Output>) {
         let Some(mut management) = self.management.take() else { return };
-        let scene = Scene { files: &self.files, lifecycle: self.lifecycle, linked: self.sync.names() };
+        let scene = self.scene();
         let acts = management.handle(now, &scene, cause);
         self.management = Some(management);
         for act in acts {

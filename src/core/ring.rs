@@ -57,6 +57,12 @@ impl Ring {
         &self.places
     }
 
+    /// The ring of those members alone who manage: the others keep their places, as if they were out of the group.
+    pub fn of_those(&self, manages: impl Fn(&ServerName) -> bool) -> Self {
+        let members = self.members.iter().filter(|name| manages(name)).cloned().collect();
+        Self { places: self.places.clone(), members }
+    }
+
     /// The members in ring order.
     pub fn members(&self) -> impl Iterator<Item = &ServerName> {
         self.places.iter().filter(|name| self.members.contains(*name))

@@ -36,7 +36,7 @@ use super::probe::{Probe, ProbeId, ProbeOutcome};
 use pulse::State;
 use target::{Target, Watching};
 
-pub use assignment::{Assignment, Role, Watched};
+pub use assignment::{Assignment, Role, Watched, managing};
 pub use report::{CheckReport, TargetReport, Waiting};
 
 /// A manager that is linked and says nothing of a target for so long holds no opinion, in microseconds.

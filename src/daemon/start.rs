@@ -33,6 +33,7 @@ use crate::edge::certificate::{
 use crate::edge::checkpoint_transfer::CheckpointCollector;
 use crate::edge::clock::{SystemClock, wall_ms};
 use crate::edge::config::{Archive, Config};
+use crate::edge::guests::forget_decisions;
 use crate::edge::join::JoinServer;
 use crate::edge::journal::{self, ArchiveRetention, Journal, JournalConfig, JournalEvent, Notify, Replayed};
 use crate::edge::lock::DirectoryLock;
@@ -110,6 +111,10 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
     let plain = PlainFiles::start(&config.files, current, plain_sender)
         .map_err(|source| DaemonError::Io { path: config.files.clone(), source })?;
     let (report_sender, guest_reports) = mpsc::unbounded_channel();
+    if node.management().is_none_or(|management| management.chain().decisions().is_empty()) {
+        forget_decisions(&config.directory)
+            .map_err(|source| DaemonError::Io { path: config.directory.clone(), source })?;
+    }
     let hosted = Hosted::start(&config, &bundles, clock, report_sender)?;
     let world = World {
         me: config.name.clone(),

@@ -264,7 +264,9 @@ impl Outages {
                 self.later(500, 8_000, Undo::DiskFull(host));
             }
             92..95 => {
+                // Now and then an hour: a clock that was set by hand, or that of a machine without a battery.
                 let step_ms = self.random.below(8_000) as i64 - 4_000;
+                let step_ms = if step_ms % 3 == 0 { step_ms * 1_000 } else { step_ms };
                 self.cluster.hosts[host].clock.offset_ms += step_ms;
                 self.later(500, 10_000, Undo::Clock(host, step_ms));
             }

@@ -74,15 +74,20 @@ impl Management {
         let not = member.recovery.as_ref().and_then(|recovery| recovery.place.clone());
         let why = format!("{author} wants {target} to be recovered");
         let (place, reason) = match host {
-            None => self.placed(turn, target, not.as_ref(), &why),
+            None => match self.placed(turn, target, not.as_ref(), &why) {
+                // The same again, if there is no other.
+                (None, _) => self.placed(turn, target, None, &why),
+                found => found,
+            },
             Some(host) => {
+                let not = not.filter(|not| self.free_original(turn, target, &host, Some(not)).is_some());
                 let placement = self.place_for(turn, target, not.as_ref());
                 let figure = placement.figures.iter().find(|figure| figure.server == host);
                 let figure = figure.ok_or_else(|| format!("{host} is not in the group"))?;
                 if figure.refused.is_some() {
                     return Err(format!("{figure}: it takes no stand-in now"));
                 }
-                let original = self.free_original(turn, &host, not.as_ref());
+                let original = self.free_original(turn, target, &host, not.as_ref());
                 let original = original.ok_or_else(|| format!("{host} has no original server ready"))?;
                 (Some(Place { host: host.clone(), original }), format!("{why}, on {host}; {placement}"))
             }
@@ -96,12 +101,19 @@ impl Management {
         Ok(None)
     }
 
-    fn free_original(&self, turn: &Turn, host: &ServerName, not: Option<&Place>) -> Option<String> {
+    fn free_original(
+        &self,
+        turn: &Turn,
+        target: &ServerName,
+        host: &ServerName,
+        not: Option<&Place>,
+    ) -> Option<String> {
         let taken: Vec<Place> = self
             .chain
             .roster()
             .members()
             .iter()
+            .filter(|member| member.name != *target)
             .filter_map(|member| member.recovery.as_ref()?.place.clone())
             .chain(not.cloned())
             .collect();

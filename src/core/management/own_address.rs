@@ -47,9 +47,9 @@ impl OwnAddress {
 }
 
 impl Management {
-    /// The decision by which this server may have its own address: its last return, or 0.
+    /// The decision by which this server may have its own address: its last return or admission, or 0.
     pub(super) fn own_slot(&self) -> Slot {
-        self.returned(&self.config.me).map_or(0, |decision| decision.slot)
+        self.came(&self.config.me).map_or(0, |decision| decision.slot)
     }
 
     pub(super) fn keep_own_address(&mut self, turn: &mut Turn) {

@@ -4,6 +4,7 @@
 //! work is to make the files agree with the chain, so it does not matter who begins and who ends.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{Management, Phase, RecoveryRow, Turn};
 use crate::core::decision::{Act, Decision};
@@ -30,6 +31,7 @@ impl Management {
         let reason = format!("decision {}: {}", last.slot, last.reason);
         self.keep_group(turn, &reason);
         let members: Vec<_> = self.chain.roster().members().iter().filter(|member| !member.witness).cloned().collect();
+        self.forget_removed(turn);
         for member in members {
             let name = member.name.as_str().to_owned();
             let row = RecoveryRow::of(turn.scene.files, &member.name);
@@ -71,6 +73,24 @@ impl Management {
                         self.want_recovery(turn, RecoveryRow { phase, slot, note, ..row });
                     }
                 }
+            }
+        }
+    }
+
+    /// Ends the story of whoever was removed for good.
+    fn forget_removed(&mut self, turn: &mut Turn) {
+        let removed: Vec<Arc<Decision>> = self
+            .chain
+            .decisions()
+            .iter()
+            .filter(|decision| matches!(&decision.act, Act::Remove { server } if self.chain.roster().member(server).is_none()))
+            .cloned()
+            .collect();
+        for decision in removed {
+            let server = decision.act.server();
+            let reason = format!("decision {}: {}", decision.slot, decision.reason);
+            for name in [file::PROBLEM, file::RECOVERY, file::FENCE] {
+                self.want_record(turn, name, server.as_str(), None, &reason);
             }
         }
     }
@@ -130,12 +150,22 @@ impl Management {
 
     /// The decision by which a server has come back last, if that is the last that was decided about it.
     pub(super) fn returned(&self, target: &ServerName) -> Option<&Decision> {
+        self.last_about(target).filter(|about| matches!(about.act, Act::Return { .. }))
+    }
+
+    /// The decision by which a server came into the group last, again or for the first time, if that is the last about it. What it
+    /// did in the group before, it does no more.
+    pub(super) fn came(&self, server: &ServerName) -> Option<&Decision> {
+        self.last_about(server).filter(|about| matches!(about.act, Act::Return { .. } | Act::Admit { .. }))
+    }
+
+    fn last_about(&self, server: &ServerName) -> Option<&Decision> {
         let about = self.chain.decisions().iter().rev().find(|decision| match &decision.act {
-            Act::Recover { target: it, .. } | Act::Return { target: it, .. } => it == target,
-            Act::Admit { server: it, .. } | Act::Remove { server: it } => it == target,
+            Act::Recover { target: it, .. } | Act::Return { target: it, .. } => it == server,
+            Act::Admit { server: it, .. } | Act::Remove { server: it } => it == server,
             Act::Found { .. } | Act::Witness { .. } => false,
-        })?;
-        matches!(about.act, Act::Return { .. }).then(|| about.as_ref())
+        });
+        about.map(AsRef::as_ref)
     }
 }
 
@@ -143,5 +173,6 @@ impl Management {
 fn lost_flag(turn: &Turn, server: &ServerName, returned: &Decision) -> bool {
     let register = turn.scene.files.builtin(file::FLAG).and_then(|flags| flags.register(server.as_str()));
     let newest = register.and_then(|register| register.leaves.first());
-    newest.is_some_and(|leaf| leaf.value.is_none() && leaf.version.time.wall_ms() < returned.wall_ms + FLAG_SLACK_MS)
+    let limit_ms = returned.wall_ms.saturating_add(FLAG_SLACK_MS);
+    newest.is_some_and(|leaf| leaf.value.is_none() && leaf.version.time.wall_ms() < limit_ms)
 }

@@ -5,7 +5,8 @@
 //! not wanted any more ─► ReleaseAddress ─► LetGo ─► Reset          (a warm-up: Reset, once nobody wants it)
 //! ```
 //! Invariants: one order at a time for each original. The token of an order is the slot of the decision behind it. Warm-ups carry
-//! token 0 and are forgotten after [`WARM_UP_US`] without news.
+//! token 0 and are forgotten after [`WARM_UP_US`] without news. An original in which a step has failed does nothing more for that
+//! decision; it is made anew, so that another decision may choose it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,7 @@ use super::{Management, ManagementMessage, ManagementOutput, Phase, RecoveryRow,
 use crate::core::decision::Slot;
 use crate::core::guest::{Guest, GuestAction, GuestOrder, GuestOutcome, GuestState, OrderId};
 use crate::core::id::ServerName;
+use crate::core::lease::wait_ms;
 use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::core::service::{Service, procedure_of};
@@ -24,6 +26,8 @@ const WARM_UP_US: u64 = 15_000_000;
 const RETRY_US: u64 = 1_000_000;
 /// How often a broken original is made anew that no decision wants, in microseconds.
 const MEND_US: u64 = 10_000_000;
+/// So often an original may fail to take the address, which may be a matter of the moment, before it is given up.
+const REFUSALS_MAX: u32 = 5;
 /// So long the row that tells of the decision is left to the scribe, in microseconds.
 const SCRIBE_US: u64 = 1_000_000;
 /// Most of an original's note that is told, in characters.
@@ -38,6 +42,10 @@ pub(super) struct StandIns {
     /// What failed, by original and decision, and when it may be tried again.
     failed: BTreeMap<String, (Slot, String)>,
     retry_us: BTreeMap<String, u64>,
+    /// How often each has failed to take the address because of a decision.
+    refusals: BTreeMap<String, (Slot, u32)>,
+    /// When one that is broken may be made anew again.
+    mend_us: BTreeMap<String, u64>,
     /// When an address has to be held again.
     hold_us: BTreeMap<String, u64>,
     /// What each takeover waits for.
@@ -63,6 +71,22 @@ impl StandIns {
 
     pub fn holds(&self) -> bool {
         self.guests.values().any(|guest| guest.state == GuestState::Serving)
+    }
+
+    /// Counts that an address could not be taken. Returns whether to give up.
+    fn refused(&mut self, original: &str, token: Slot) -> bool {
+        let refusals = self.refusals.entry(original.to_owned()).or_insert((token, 0));
+        *refusals = (token, if refusals.0 == token { refusals.1 + 1 } else { 1 });
+        refusals.1 >= REFUSALS_MAX
+    }
+
+    /// Whether it is time to make a broken original anew; if so, the next time is later.
+    fn mends(&mut self, original: &str, now_us: u64) -> bool {
+        let is_time = self.mend_us.get(original).is_none_or(|at_us| now_us >= *at_us);
+        if is_time {
+            self.mend_us.insert(original.to_owned(), now_us + MEND_US);
+        }
+        is_time
     }
 
     fn is_busy(&self, original: &str) -> bool {
@@ -124,16 +148,29 @@ impl Management {
 
     fn play(&mut self, turn: &mut Turn, original: &str, wanted: &Wanted) {
         let guest = self.stand_ins.guests[original].clone();
+        if guest.token >= wanted.slot {
+            // What was suspected is decided: it is not warmed up anew when it has been put back.
+            self.stand_ins.warm.remove(original);
+        }
         if guest.token > wanted.slot {
             return;
         }
-        if self.stand_ins.failed.get(original).is_some_and(|(slot, _)| *slot == wanted.slot) {
-            let why = self.stand_ins.failed[original].1.clone();
-            return self.step_failed(turn, original, wanted, why);
+        if guest.state == GuestState::Broken {
+            let why = || (wanted.slot, format!("it is broken: {}", guest.note));
+            self.stand_ins.failed.entry(original.to_owned()).or_insert_with(why);
+        }
+        if let Some((_, why)) = self.stand_ins.failed.get(original).filter(|(slot, _)| *slot == wanted.slot) {
+            let why = why.clone();
+            self.step_failed(turn, original, wanted, why);
+            if guest.state != GuestState::Suspended && self.stand_ins.mends(original, turn.now_us()) {
+                self.order(turn, original, wanted.slot, GuestAction::Reset);
+            }
+            return;
         }
         let plays = guest.target.as_ref() == Some(&wanted.target);
         match guest.state {
-            GuestState::Broken => self.step_failed(turn, original, wanted, format!("it is broken: {}", guest.note)),
+            // Told above.
+            GuestState::Broken => {}
             GuestState::Suspended => {
                 let action = GuestAction::Resume { target: wanted.target.clone() };
                 self.order(turn, original, wanted.slot, action);
@@ -163,8 +200,17 @@ impl Management {
             let note = format!("{original} is ready; {} has no address in the file Service", wanted.target);
             return self.tell_phase(turn, wanted, Phase::Installed, note);
         };
+        if self.plays_beside(turn.now_us(), original, wanted) {
+            // The looks do not tell: whoever has let go himself is believed without them.
+            let obstacle = Obstacle::StillAnswers { seen_by: vec![self.config.me.clone()] };
+            self.stand_ins.waits.insert(wanted.target.clone(), obstacle);
+            return;
+        }
         let lease_ms = self.lease_for(&service, turn.now_us());
         let step = self.take_over(turn, &wanted.target, &service, wanted.slot);
+        if !matches!(step, Step::Wait(_)) {
+            self.stand_ins.waits.remove(&wanted.target);
+        }
         match step {
             Step::Take if lease_ms > 0 => {
                 let action = GuestAction::TakeAddress { address: service.address, lease_ms };
@@ -190,6 +236,18 @@ impl Management {
                 self.tell_phase(turn, wanted, phase, note);
             }
         }
+    }
+
+    /// Whether another original of this host may still hold the address, for a decision before.
+    fn plays_beside(&self, now_us: u64, original: &str, wanted: &Wanted) -> bool {
+        let may_hold = |guest: &Guest| {
+            guest.original != original
+                && guest.target.as_ref() == Some(&wanted.target)
+                && (guest.state == GuestState::Serving || self.stand_ins.is_busy(&guest.original))
+        };
+        // It is not held for longer since the decision was learned.
+        let over_us = self.learned_us(wanted.slot) + wait_ms(self.config.lease_ms) * 1000;
+        now_us < over_us && self.stand_ins.guests.values().any(may_hold)
     }
 
     fn serve(&mut self, turn: &mut Turn, original: &str, wanted: &Wanted) {
@@ -224,8 +282,10 @@ impl Management {
         self.stand_ins.failed.remove(original);
         let guest = self.stand_ins.guests[original].clone();
         if guest.token == 0 && guest.state == GuestState::Broken {
-            self.stand_ins.retry_us.insert(original.to_owned(), turn.now_us() + MEND_US);
-            return self.order(turn, original, 0, GuestAction::Reset);
+            if self.stand_ins.mends(original, turn.now_us()) {
+                self.order(turn, original, 0, GuestAction::Reset);
+            }
+            return;
         }
         if guest.token == 0 {
             return self.keep_warm(turn, original, &guest);
@@ -303,6 +363,7 @@ impl Management {
         let Some((original, action, token)) = self.stand_ins.orders.remove(&id) else { return };
         match outcome {
             GuestOutcome::Done(guest) => {
+                self.stand_ins.refusals.remove(&original);
                 if let (GuestAction::ReleaseAddress { .. } | GuestAction::Reset, Some(before)) =
                     (&action, self.stand_ins.guests.get(&original))
                     && before.state == GuestState::Serving
@@ -316,8 +377,13 @@ impl Management {
             }
             GuestOutcome::Failed(why) => {
                 self.stand_ins.retry_us.insert(original.clone(), turn.now_us() + RETRY_US);
-                // An address that could not be taken or held is tried again; what could not be resumed or installed has failed.
-                if token != 0 && matches!(action, GuestAction::Resume { .. } | GuestAction::Install { .. }) {
+                // An address that could not be held is taken again; what could not be resumed or installed has failed.
+                let gives_up = match action {
+                    GuestAction::Resume { .. } | GuestAction::Install { .. } => true,
+                    GuestAction::TakeAddress { .. } => self.stand_ins.refused(&original, token),
+                    _ => false,
+                };
+                if token != 0 && gives_up {
                     self.stand_ins.failed.insert(original, (token, why));
                 }
             }

@@ -217,7 +217,7 @@ impl Management {
         let is_played = place.is_some_and(|place| {
             let plays = turn.record(file::PROBLEM, &me).is_some_and(|row| row.field(2) == place.host.as_str());
             let hosts = self.chain.roster().member(&place.host).is_some_and(|host| host.recovery.is_none());
-            let was_out = self.returned(&place.host).is_some_and(|returned| returned.slot > slot);
+            let was_out = self.came(&place.host).is_some_and(|came| came.slot > slot);
             plays && hosts && !was_out && turn.scene.linked.contains(&place.host)
         });
         let service = Service::of(turn.scene.files, &me);
@@ -241,13 +241,12 @@ impl Management {
 
     /// A server that fails again and again after its return comes back later each time.
     fn return_pause_ms(&self, turn: &Turn) -> Option<u64> {
-        let about_me = self.chain.decisions().iter().rev();
-        let since_ms = turn.now.wall_ms.saturating_sub(FLAP_MS);
-        let recent = about_me.take_while(|decision| decision.wall_ms >= since_ms);
+        let recent = self.chain.decisions().iter().filter(|decision| self.age_ms(decision, turn.now) < FLAP_MS);
         let is_return = |decision: &&std::sync::Arc<Decision>| matches!(&decision.act, Act::Return { target, .. } if *target == self.config.me);
         let returns = recent.filter(is_return).count() as u32;
         let pause_ms = RETURN_PAUSE_MS.saturating_mul(1 << returns.min(6)) * u64::from(returns > 0);
-        let left_ms = (self.out_since_ms() + pause_ms).saturating_sub(turn.now.wall_ms);
+        let out_for_ms = self.out_by_decision().map_or(u64::MAX, |decision| self.age_ms(decision, turn.now));
+        let left_ms = pause_ms.saturating_sub(out_for_ms);
         (left_ms > 0).then_some(left_ms)
     }
 
@@ -260,11 +259,6 @@ impl Management {
 
     fn out_by(&self) -> Option<String> {
         self.out_by_decision().map(|decision| decision.author.clone())
-    }
-
-    /// When this server left the group, by the wall clock of whoever decided.
-    fn out_since_ms(&self) -> u64 {
-        self.out_by_decision().map_or(0, |decision| decision.wall_ms)
     }
 
     fn own_service_waits(&mut self, turn: &mut Turn) -> Option<String> {

@@ -17,6 +17,8 @@ use crate::core::schema::Schema;
 use crate::core::version::{Vector, Version};
 
 const MS: u64 = 1_000;
+/// The right wall-clock time at the beginning, in ms.
+const EPOCH_MS: u64 = 1_700_000_000_000;
 
 enum Event {
     Tick(usize),
@@ -50,6 +52,19 @@ struct Group {
     starting: BTreeSet<usize>,
     /// Servers on the other side of a partition.
     away: BTreeSet<usize>,
+    /// By how much the wall clocks of servers differ from the right time, in ms.
+    wrong_ms: BTreeMap<usize, i64>,
+    /// Hosts whose original servers cannot take an address.
+    without_network: BTreeSet<usize>,
+    /// How many of the next installations fail.
+    bad_installs: usize,
+    /// Originals that carry out nothing any more, and say nothing.
+    hung: BTreeSet<(usize, String)>,
+    /// Stand-ins whose service does not answer, until they are made anew.
+    ill: BTreeSet<(usize, String)>,
+    /// Whether fences end by themselves; those that do not, by host.
+    fences_end: bool,
+    fences: Vec<(usize, HookId)>,
 }
 
 fn config(name: &ServerName, index: usize, hooks: &[Hook]) -> ManagementConfig {
@@ -78,6 +93,13 @@ impl Group {
             hooks: hooks.to_vec(),
             starting: BTreeSet::new(),
             away: BTreeSet::new(),
+            wrong_ms: BTreeMap::new(),
+            without_network: BTreeSet::new(),
+            bad_installs: 0,
+            hung: BTreeSet::new(),
+            ill: BTreeSet::new(),
+            fences_end: true,
+            fences: Vec::new(),
         };
         for index in 0..count {
             let name = server(&format!("S{}", index + 1));
@@ -112,7 +134,7 @@ impl Group {
         let (name, record) = line.split_once(": ").unwrap();
         let (file, record) = (FileName::new(name).unwrap(), Record::parse(record).unwrap());
         let key = Schema::builtin(&file).unwrap().check(&file, &record).unwrap();
-        self.records.insert((file, key), (Some(record), self.now_us / MS));
+        self.records.insert((file, key), (Some(record), EPOCH_MS + self.now_us / MS));
         self.remake();
     }
 
@@ -234,12 +256,25 @@ impl Group {
             true => Lifecycle::Operating,
             false => Lifecycle::Ready,
         };
-        let scene = Scene { files: &self.files.clone(), lifecycle, linked: self.linked(index) };
-        let now = Now { wall_ms: self.now_us / 1000, monotonic_us: self.now_us };
+        let latest_ms = self.records.values().map(|(_, wall_ms)| *wall_ms).max().unwrap_or(0);
+        let scene = Scene { files: &self.files.clone(), lifecycle, linked: self.linked(index), latest_ms };
+        let now = Now { wall_ms: self.wall_ms(index), monotonic_us: self.now_us };
         let acts = self.servers[index].management.handle(now, &scene, cause);
         for act in acts {
             self.act(index, act);
         }
+    }
+
+    /// The time by the wall clock of a server. It is later than the files were begun, whatever is wrong with it.
+    fn wall_ms(&self, index: usize) -> u64 {
+        let wrong_ms = self.wrong_ms.get(&index).copied().unwrap_or(0);
+        (EPOCH_MS + self.now_us / MS).saturating_add_signed(wrong_ms)
+    }
+
+    /// When an edit of a server is sealed: after all that it has seen.
+    fn sealed_ms(&self, index: usize) -> u64 {
+        let seen_ms = self.records.values().map(|(_, wall_ms)| *wall_ms).max();
+        self.wall_ms(index).max(seen_ms.unwrap_or(0))
     }
 
     fn act(&mut self, index: usize, act: Act) {
@@ -255,16 +290,17 @@ impl Group {
             }
             Act::Submit { reason, edits } => {
                 self.reasons.push(format!("{} {}: {reason}", self.now_us / MS, self.servers[index].name));
+                let wall_ms = self.sealed_ms(index);
                 for edit in edits {
                     let schema = Schema::builtin(&edit.file).unwrap();
                     match &edit.change {
                         Change::Add(record) | Change::Mod { after: record, .. } => {
                             let key = schema.check(&edit.file, record).unwrap();
-                            self.records.insert((edit.file.clone(), key), (Some(record.clone()), self.now_us / MS));
+                            self.records.insert((edit.file.clone(), key), (Some(record.clone()), wall_ms));
                         }
                         Change::Del(record) => {
                             let key = (edit.file.clone(), schema.key_of(record));
-                            self.records.insert(key, (None, self.now_us / MS));
+                            self.records.insert(key, (None, wall_ms));
                         }
                     }
                 }
@@ -320,7 +356,10 @@ impl Group {
             ManagementOutput::Run(run) => {
                 self.reasons.push(format!("{} runs {} for {}", self.servers[index].name, run.hook.word(), run.server));
                 let outcome = if run.hook == Hook::Ready { self.ready.clone() } else { Ok(String::new()) };
-                self.reply(index, 10 * MS, ManagementInput::HookDone { id: run.id, outcome });
+                match run.hook {
+                    Hook::Fence if !self.fences_end => self.fences.push((index, run.id)),
+                    _ => self.reply(index, 10 * MS, ManagementInput::HookDone { id: run.id, outcome }),
+                }
             }
             ManagementOutput::Answer { result, .. } => self.reasons.push(format!("answer: {result:?}")),
             ManagementOutput::Decided(_) => {}
@@ -329,11 +368,26 @@ impl Group {
 
     fn guest(&mut self, index: usize, order: GuestOrder) {
         let now_us = self.now_us;
+        if self.hung.contains(&(index, order.original.clone())) {
+            return;
+        }
+        let without_network = self.without_network.contains(&index);
+        let bad_install = self.bad_installs > 0 && matches!(order.action, GuestAction::Install { .. });
         let (record, held) = self.servers[index].guests.get_mut(&order.original).unwrap();
         let mut took = None;
         let outcome = match record.judge(order.token, &order.action) {
             Judgement::Stale { highest } => GuestOutcome::Stale { highest },
             Judgement::Refused(why) => GuestOutcome::Failed(why),
+            Judgement::Do if bad_install => {
+                self.bad_installs -= 1;
+                record.highest = record.highest.max(order.token);
+                record.token = order.token;
+                record.state = GuestState::Broken;
+                GuestOutcome::Failed("the procedure ends with 1".into())
+            }
+            Judgement::Do if without_network && matches!(order.action, GuestAction::TakeAddress { .. }) => {
+                GuestOutcome::Failed("there is no service network here".into())
+            }
             judgement => {
                 record.highest = record.highest.max(order.token);
                 record.token = order.token;
@@ -358,6 +412,7 @@ impl Group {
                             *held = None;
                         }
                         GuestAction::Reset => {
+                            self.ill.remove(&(index, order.original.clone()));
                             *held = None;
                             *record = GuestRecord {
                                 state: GuestState::Suspended,
@@ -372,20 +427,27 @@ impl Group {
             }
         };
         let guest: Guest = record.guest(&order.original);
+        let host = self.servers[index].name.clone();
+        self.set(&format!("Original: {host}, {}, {}, x", order.original, guest.state.word()));
+        for server in 0..self.servers.len() {
+            self.plan(500, Event::To(server, Cause::Files));
+        }
         self.reply(index, 20 * MS, ManagementInput::Guest(GuestReport::Outcome { id: order.id, outcome }));
         self.reply(index, 20 * MS, ManagementInput::Guest(GuestReport::Changed(guest)));
         took.into_iter().for_each(|address| self.check_exclusive(address));
     }
 
-    /// The machines on which somebody holds an address.
+    /// The machines on which somebody holds an address, each as often as it is held there.
     fn holders(&self, address: ServiceAddress) -> Vec<usize> {
         let holds = |held: &Option<(ServiceAddress, u64)>| {
             held.is_some_and(|(it, until_us)| it == address && self.now_us < until_us)
         };
-        let on = |server: &Server| {
-            server.powered && (holds(&server.held) || server.guests.values().any(|(_, it)| holds(it)))
+        let on = |index: &usize| {
+            let server = &self.servers[*index];
+            let all = server.guests.values().map(|(_, held)| held).chain([&server.held]);
+            if server.powered { all.filter(|held| holds(held)).count() } else { 0 }
         };
-        (0..self.servers.len()).filter(|index| on(&self.servers[*index])).collect()
+        (0..self.servers.len()).flat_map(|index| std::iter::repeat_n(index, on(&index))).collect()
     }
 
     /// P4, as somebody sees it who knows nothing of decisions.
@@ -405,7 +467,27 @@ impl Group {
             return None;
         }
         let own = self.servers[holder].held.is_some_and(|(held, _)| held.ip == address);
-        Some(!own || self.servers[holder].serves)
+        let guests = &self.servers[holder].guests;
+        let holds =
+            |(_, held): &(GuestRecord, Option<(ServiceAddress, u64)>)| held.is_some_and(|(it, _)| it.ip == address);
+        let plays = guests.iter().find(|(_, guest)| holds(guest)).map(|(original, _)| (holder, original.clone()));
+        Some(if own { self.servers[holder].serves } else { plays.is_none_or(|plays| !self.ill.contains(&plays)) })
+    }
+
+    fn command(&mut self, index: usize, command: OperatorCommand) -> String {
+        let input = ManagementInput::Operator { ticket: 7, author: "alice".into(), command };
+        self.feed(index, Cause::Input(input));
+        self.run(100);
+        self.reasons.iter().rfind(|reason| reason.starts_with("answer")).cloned().unwrap()
+    }
+
+    fn delete(&mut self, name: &str, key: &str) {
+        let wall_ms = self.sealed_ms(0);
+        self.records.insert((FileName::new(name).unwrap(), key.to_owned()), (None, wall_ms));
+        self.remake();
+        for index in 0..self.servers.len() {
+            self.plan(500, Event::To(index, Cause::Files));
+        }
     }
 
     fn host_of(&self, number: u8) -> Option<String> {
@@ -436,6 +518,7 @@ impl Group {
                 files: &self.files,
                 lifecycle: Lifecycle::Operating,
                 linked: self.linked(self.index(&server.name)),
+                latest_ms: 0,
             };
             let now = Now { wall_ms: 0, monotonic_us: self.now_us };
             format!("{}: {:#?}", server.name, server.management.report(now, &scene).work)
@@ -619,9 +702,10 @@ fn a_server_without_a_place_gets_one_when_a_host_is_free() {
 #[test]
 fn an_installation_that_fails_is_made_elsewhere() {
     let mut group = Group::new(4);
-    group.servers[0].guests.get_mut("original-1").unwrap().0.state = GuestState::Broken;
+    // In the warm-up, and where it is placed instead.
+    group.bad_installs = 2;
     group.power_off("S2");
-    group.wait("S2 is played", 8_000, |group| group.host_of(2).as_deref() == Some("S3"));
+    group.wait("S2 is played", 8_000, |group| group.host_of(2).is_some());
     assert_eq!(group.recoveries(), 2, "{}", group.story());
 }
 
@@ -718,4 +802,213 @@ fn daemons_that_were_started_anew_watch_also_if_no_file_changes() {
     group.run(6_000);
     group.power_off("S2");
     group.wait("S2 is played", 8_000, |group| group.host_of(2).is_some_and(|host| host != "S2"));
+}
+
+#[test]
+fn a_server_whose_clock_is_behind_gets_its_flag_back() {
+    let mut group = Group::new(4);
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    group.run(1_000);
+    assert_eq!(group.lines("Flag").len(), 3);
+    // A machine without a battery begins in 1970.
+    group.wrong_ms.insert(1, -(EPOCH_MS as i64));
+    group.power_on("S2");
+    group.wait("S2 serves itself", 10_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    group.wait("S2 has its flag", 5_000, |group| group.lines("Flag").len() == 4);
+}
+
+#[test]
+fn a_decision_of_a_server_whose_clock_is_ahead_keeps_nobody_waiting() {
+    let mut group = Group::new(4);
+    group.wrong_ms.insert(0, 3_600_000);
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    group.run(1_000);
+    group.power_on("S2");
+    group.wait("S2 serves itself", 15_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    group.wait("S2 has its flag", 5_000, |group| group.lines("Flag").len() == 4);
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_keep_a_recovery_waiting() {
+    let mut group = Group::new(4);
+    group.wrong_ms.insert(0, 3_600_000);
+    group.bad_installs = 2;
+    group.power_off("S2");
+    group.wait("S2 is recovered", 6_000, |group| group.recoveries() == 1);
+    group.wrong_ms.clear();
+    group.wait("S2 is played", 10_000, |group| group.host_of(2).is_some());
+}
+
+#[test]
+fn a_fence_counts_for_the_failure_that_it_was_run_for() {
+    let mut group = Group::with_hooks(4, &[Hook::Fence]);
+    group.fences_end = false;
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    group.run(1_000);
+    group.power_on("S2");
+    group.wait("S2 serves itself", 15_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    group.run(10_000);
+    group.cut("S2", true);
+    group.wait("S2 is out of the group", 6_000, |group| group.lines("Group").len() == 3);
+    // The first one has taken its time, and knows nothing of the second failure.
+    let (index, id) = group.fences[0];
+    group.reply(index, 0, ManagementInput::HookDone { id, outcome: Ok("S2 is off".into()) });
+    group.run(100);
+    assert_eq!(group.lines("Fence"), [""; 0], "{}", group.story());
+    let (index, id) = group.fences[1];
+    group.reply(index, 0, ManagementInput::HookDone { id, outcome: Ok("S2 is off".into()) });
+    group.run(100);
+    assert_eq!(group.lines("Fence").len(), 1, "{}", group.story());
+}
+
+#[test]
+fn a_host_that_has_lost_its_decisions_plays_again() {
+    let mut group = Group::new(3);
+    group.set("Original: S1, original-1, broken, x");
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).as_deref() == Some("S3"));
+    group.run(5_000);
+    let name = group.servers[2].name.clone();
+    group.servers[2].memory = Memory::default();
+    let lost = ManagementConfig { incarnation: Incarnation(77), ..config(&name, 2, &[]) };
+    group.servers[2].management = Management::new(lost, Memory::default());
+    group.begin(2);
+    group.run(5_000);
+    group.wait("S2 is played again", 15_000, |group| group.host_of(2).as_deref() == Some("S3"));
+}
+
+#[test]
+fn a_stand_in_that_cannot_take_its_address_is_made_elsewhere() {
+    let mut group = Group::new(4);
+    group.without_network.insert(0);
+    group.power_off("S2");
+    group.wait("S2 is played", 25_000, |group| group.host_of(2).as_deref() == Some("S3"));
+    group.wait("the files tell it", 1_000, |group| group.lines("Problem") == ["S2b, S2, S3"]);
+}
+
+#[test]
+fn the_only_place_is_tried_again() {
+    let mut group = Group::new(3);
+    group.set("Original: S3, original-1, broken, x");
+    group.bad_installs = 2;
+    group.power_off("S2");
+    group.wait("S2 is played", 30_000, |group| group.host_of(2).as_deref() == Some("S1"));
+}
+
+#[test]
+fn a_place_that_always_fails_is_tried_more_and_more_seldom() {
+    let mut group = Group::new(3);
+    group.set("Original: S3, original-1, broken, x");
+    group.bad_installs = usize::MAX;
+    group.power_off("S2");
+    group.run(100_000);
+    let tried = group.recoveries();
+    assert!((5..10).contains(&tried), "{tried}");
+    group.run(100_000);
+    assert!(group.recoveries() <= tried + 1, "{tried} and {}", group.recoveries());
+}
+
+#[test]
+fn a_manager_without_a_flag_leaves_its_targets_to_the_other_one() {
+    let mut group = Group::new(4);
+    group.set("Condition: S1, 0.9, 0.1, 0, 0, 2, 2048, 1000");
+    group.delete("Flag", "S1");
+    group.run(1_000);
+    group.bad_installs = 2;
+    group.power_off("S2");
+    group.wait("S2 is played", 30_000, |group| group.host_of(2).is_some());
+    group.power_on("S2");
+    group.wait("S2 serves itself", 15_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    group.wait("the story ends", 5_000, |group| group.lines("Recovery").is_empty());
+    assert_eq!(group.lines("Problem"), [""; 0]);
+}
+
+#[test]
+fn nothing_is_left_of_the_story_of_a_server_that_is_removed_for_good() {
+    let mut group = Group::new(4);
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    group.run(1_000);
+    for name in ["Server", "Group", "Flag"] {
+        group.delete(name, "S2");
+    }
+    group.wait("S2 is not played", 10_000, |group| group.host_of(2).is_none());
+    group.run(3_000);
+    assert_eq!((group.lines("Problem"), group.lines("Recovery")), (vec![], vec![]), "{}", group.story());
+    assert_eq!(group.servers[0].guests["original-1"].0.state, GuestState::Suspended);
+}
+
+#[test]
+fn what_a_decision_has_used_is_not_warmed_up_again() {
+    let mut group = Group::new(4);
+    group.servers[1].serves = false;
+    group.wait("S2 is played", 4_000, |group| group.host_of(2).as_deref() == Some("S1"));
+    group.servers[1].serves = true;
+    group.wait("S2 serves itself", 10_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    group.run(1_000);
+    assert_eq!(group.servers[0].guests["original-1"].0.state, GuestState::Suspended);
+}
+
+#[test]
+fn a_stand_in_that_moves_on_its_host_waits_until_the_one_before_has_let_go() {
+    let mut group = Group::new(3);
+    for index in [0, 2] {
+        let name = group.servers[index].name.clone();
+        group.set(&format!("Original: {name}, original-2, suspended, x"));
+        let record = GuestRecord { state: GuestState::Suspended, ..GuestRecord::absent() };
+        group.reply(index, 0, ManagementInput::Guest(GuestReport::Changed(record.guest("original-2"))));
+        group.servers[index].guests.insert("original-2".to_owned(), (record, None));
+    }
+    group.servers[1].serves = false;
+    group.wait("S2 is played", 4_000, |group| group.host_of(2).as_deref() == Some("S1"));
+    group.run(3_000);
+    group.hung.insert((0, "original-1".to_owned()));
+    let said = group.command(0, OperatorCommand::Recover { target: server("S2"), host: Some(server("S1")) });
+    assert!(said.contains("S2 is recovered"), "{said}");
+    let plays = |group: &Group| group.servers[0].guests["original-2"].0.state == GuestState::Serving;
+    group.wait("original-2 plays it", 6_000, plays);
+}
+
+#[test]
+fn a_server_that_was_removed_and_is_admitted_again_waits_for_whoever_played_it() {
+    let mut group = Group::new(4);
+    group.set("Condition: S1, 0.9, 0.1, 0, 0, 2, 2048, 1000");
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).as_deref() == Some("S3"));
+    group.run(1_000);
+    let record = group.files.builtin("Server").unwrap().record("S2").cloned().unwrap();
+    for name in ["Server", "Group", "Flag"] {
+        group.delete(name, "S2");
+    }
+    group.power_on("S2");
+    group.run(4_900);
+    // It has renewed its lease just now, and hears nothing of what is decided.
+    group.cut("S3", true);
+    group.wait("S2 is removed", 500, |group| {
+        group.servers[0].management.chain().roster().member(&server("S2")).is_none()
+    });
+    assert_eq!(group.host_of(2).as_deref(), Some("S3"));
+    group.set(&format!("Server: {record}"));
+    group.set("Flag: S2, operating");
+    for index in 0..4 {
+        group.plan(500, Event::To(index, Cause::Files));
+    }
+    group.wait("S2 serves itself", 6_000, |group| group.host_of(2).as_deref() == Some("S2"));
+}
+
+#[test]
+fn a_stand_in_that_is_ill_is_made_anew_where_there_is_no_other_place() {
+    let mut group = Group::new(3);
+    group.set("Original: S3, original-1, broken, x");
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).as_deref() == Some("S1"));
+    group.run(10_000);
+    group.ill.insert((0, "original-1".to_owned()));
+    group.run(2_000);
+    group.wait("S2 is played well", 20_000, |group| group.host_of(2).is_some() && group.ill.is_empty());
+    group.run(20_000);
+    assert_eq!((group.host_of(2).as_deref(), group.recoveries()), (Some("S1"), 3), "{}", group.story());
 }

@@ -37,6 +37,9 @@ const RESTART_US: u64 = 10_000_000;
 /// Placings of one target are counted over so long, in milliseconds; so many of them are made without a pause.
 const FLAP_MS: u64 = 600_000;
 const PLACINGS_FREE: usize = 3;
+/// How long the only place there is rests after it has failed, in milliseconds; doubled with each placing, so many times.
+const AGAIN_MS: u64 = 500;
+const AGAIN_DOUBLINGS: usize = 13;
 
 /// Most of the reason of a hook's run that goes into the log, in bytes.
 const HOOK_REASON_BYTES_MAX: usize = 600;
@@ -46,8 +49,10 @@ const HOOK_REASON_BYTES_MAX: usize = 600;
 enum Cause {
     /// The target, or the host of its stand-in, is gone.
     Host,
-    /// The stand-in itself fails; so may the next one.
+    /// The stand-in could not be made; so may the next one.
     StandIn,
+    /// The stand-in serves, and its service fails.
+    Ill,
 }
 
 #[derive(Default)]
@@ -60,6 +65,8 @@ pub(super) struct Verdicts {
     seen: BTreeMap<ServerName, (RecoveryRow, u64)>,
     next_restart_us: u64,
     hooks: BTreeMap<HookId, HookRun>,
+    /// For which decision each fence was run.
+    fences: BTreeMap<HookId, Slot>,
 }
 
 impl Verdicts {
@@ -128,7 +135,7 @@ impl Management {
             return;
         }
         let not = replaces.and(member.recovery.and_then(|recovery| recovery.place));
-        let cause = if replaces.is_some() { Cause::StandIn } else { Cause::Host };
+        let cause = if replaces.is_some() { Cause::Ill } else { Cause::Host };
         self.wish_recovery(turn, target, replaces, not.as_ref(), &words, cause);
     }
 
@@ -188,7 +195,7 @@ impl Management {
             let member = self.chain.roster().member(name);
             member.is_some_and(|member| member.recovery.is_none())
         };
-        let was_out = |name: &ServerName| self.returned(name).is_some_and(|returned| returned.slot > recovery.slot);
+        let was_out = |name: &ServerName| self.came(name).is_some_and(|came| came.slot > recovery.slot);
         let failed = row.filter(|row| row.phase == Phase::Failed && row.slot == recovery.slot);
         let not = recovery.place.as_ref();
         let (why, not, cause) = match (&host, failed) {
@@ -231,7 +238,7 @@ impl Management {
     }
 
     fn is_responsible(&self, turn: &Turn, target: &ServerName, host: &ServerName) -> bool {
-        let managers = self.ring.managers(target, host);
+        let managers = self.managing.managers(target, host);
         let is_me = |name: &Option<ServerName>| name.as_ref() == Some(&self.config.me);
         let first_is_there = managers.first.as_ref().is_some_and(|first| turn.scene.linked.contains(first));
         is_me(&managers.first) || is_me(&managers.second) && !first_is_there
@@ -297,11 +304,18 @@ impl Management {
         if self.verdicts.wishes.contains_key(target) || turn.now_us() < pause_us {
             return;
         }
-        if cause == Cause::StandIn && self.must_pause(turn, target) {
+        if cause != Cause::Host && self.must_pause(turn, target) {
             return;
         }
-        let (place, reason) = self.placed(turn, target, not, why);
-        if place.is_none() && replaces.is_some() {
+        let (mut place, mut reason) = self.placed(turn, target, not, why);
+        let again = place.is_none() && not.is_some() && !self.must_pause_longer(turn, target);
+        if again {
+            // There is no other: the same again, perhaps it was a matter of the moment.
+            (place, reason) = self.placed(turn, target, None, why);
+        }
+        // One that serves has to be given up first, so that its original can be made anew. The target may return meanwhile.
+        let gives_up = again && cause == Cause::Ill && procedure_of(turn.scene.files, target).is_some();
+        if place.is_none() && replaces.is_some() && !gives_up {
             return;
         }
         let ticket = self.number();
@@ -311,13 +325,24 @@ impl Management {
 
     /// A target whose stand-ins fail one after the other gets the next one later each time.
     fn must_pause(&self, turn: &Turn, target: &ServerName) -> bool {
-        let now_ms = turn.now.wall_ms;
         let is_placing = |decision: &&std::sync::Arc<Decision>| matches!(&decision.act, Act::Recover { target: it, .. } if it == target);
-        let recent = self.chain.decisions().iter().rev().take_while(|it| it.wall_ms + FLAP_MS >= now_ms);
-        let placings: Vec<u64> = recent.filter(is_placing).map(|decision| decision.wall_ms).collect();
-        let over = placings.len().saturating_sub(PLACINGS_FREE).min(7) as u32;
+        let placed = self.chain.decisions().iter().rev().filter(is_placing);
+        let ages_ms: Vec<u64> =
+            placed.map(|decision| self.age_ms(decision, turn.now)).filter(|age_ms| *age_ms < FLAP_MS).collect();
+        let over = ages_ms.len().saturating_sub(PLACINGS_FREE).min(7) as u32;
         let pause_ms = 1_000 * (1 << over) * u64::from(over > 0);
-        placings.first().is_some_and(|last_ms| now_ms < last_ms + pause_ms)
+        ages_ms.first().is_some_and(|age_ms| *age_ms < pause_ms)
+    }
+
+    /// A place that has failed, and is the only one, is tried again later each time while the target is out.
+    fn must_pause_longer(&self, turn: &Turn, target: &ServerName) -> bool {
+        let since = first_out(&self.chain, target);
+        let is_placing = |it: &&std::sync::Arc<Decision>| {
+            it.slot >= since && matches!(&it.act, Act::Recover { target: it, .. } if it == target)
+        };
+        let placings: Vec<_> = self.chain.decisions().iter().filter(is_placing).collect();
+        let pause_ms = AGAIN_MS << placings.len().min(AGAIN_DOUBLINGS);
+        placings.last().is_some_and(|last| self.age_ms(last, turn.now) < pause_ms)
     }
 
     /// A place and the reason, with the figures; none for a server without an installation procedure.
@@ -388,6 +413,16 @@ impl Management {
         }
     }
 
+    /// What was warmed up is put to work, or was for nothing: it counts as ready no more.
+    pub(super) fn warm_up_is_over(&mut self, turn: &mut Turn, decision: &Decision) {
+        let Act::Recover { target, place, .. } = &decision.act else { return };
+        match (self.verdicts.warm.get(target), place) {
+            // Its host may not have heard of the decision yet, and must not put it back.
+            (Some(warm), Some(place)) if warm == place => drop(self.verdicts.warm.remove(target)),
+            _ => self.cleared(turn, target),
+        }
+    }
+
     // ---- hooks ----
 
     fn restart_own_service(&mut self, turn: &mut Turn, verdict: &Verdict) {
@@ -411,7 +446,10 @@ impl Management {
         {
             for hook in [Hook::Fence, Hook::RestartServer] {
                 if self.config.hooks.contains(&hook) {
-                    self.run_hook(turn, hook, target, decision.reason.clone());
+                    let id = self.run_hook(turn, hook, target, decision.reason.clone());
+                    if hook == Hook::Fence {
+                        self.verdicts.fences.insert(id, decision.slot);
+                    }
                 }
             }
         }
@@ -432,12 +470,14 @@ impl Management {
     pub(super) fn hook_done(&mut self, turn: &mut Turn, id: HookId, outcome: Result<String, String>) {
         self.ready_hook_done(id, &outcome);
         let Some(run) = self.verdicts.hooks.remove(&id) else { return };
+        let fences = self.verdicts.fences.remove(&id);
         let name = format!("hook {} of {}", run.hook.word(), run.server);
         let failure =
             outcome.as_ref().err().map(|why| format!("the hook {} for {}: {why}", run.hook.word(), run.server));
         self.alarm(turn, name, failure);
         self.tell_hook(turn, &run, &outcome);
-        if run.hook == Hook::Fence && outcome.is_ok() {
+        // Whoever was back in between, and has failed again, serves perhaps: this fence knows nothing of that.
+        if fences.is_some_and(|slot| slot == first_out(&self.chain, &run.server)) && outcome.is_ok() {
             self.tell_fenced(turn, &run.server, "fenced", self.config.me.clone().as_str());
         }
     }

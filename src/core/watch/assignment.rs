@@ -62,8 +62,10 @@ pub struct Assignment {
 
 impl Assignment {
     /// What `me` watches by the files: the members that it manages, its own service, and the stand-ins (`Problem`) of servers that it
-    /// would manage. `witnesses` counts the electors that are no members.
+    /// would manage. Whoever has no flag manages nothing: the next one in the ring does. `witnesses` counts the electors that are
+    /// no members.
     pub fn of(me: &ServerName, files: &Files, ring: &Ring, witnesses: usize, preset: Preset) -> Self {
+        let managing = managing(files, ring);
         let others = ring.members().filter(|member| *member != me).count() + witnesses;
         let mut assignment = Self { others, ..Self::default() };
         let stand_ins: Vec<(ServerName, ServerName)> = files
@@ -73,7 +75,7 @@ impl Assignment {
             .collect();
         let members = ring.members().map(|member| (member.clone(), member.clone()));
         for (target, host) in members.chain(stand_ins) {
-            let managers = ring.managers(&target, &host);
+            let managers = managing.managers(&target, &host);
             let role = match Some(me) {
                 me if me == Some(&target) => Role::Own,
                 me if me == managers.first.as_ref() => Role::First,
@@ -90,6 +92,12 @@ impl Assignment {
         }
         assignment
     }
+}
+
+/// The ring of those who manage.
+pub fn managing(files: &Files, ring: &Ring) -> Ring {
+    let flags = files.builtin(file::FLAG);
+    ring.of_those(|name| flags.is_some_and(|flags| flags.record(name.as_str()).is_some()))
 }
 
 /// The service address; a server without one is asked where its daemon listens.
@@ -128,6 +136,9 @@ mod tests {
              Group: S1
              Group: S3
              Group: S4
+             Flag: S1, operating
+             Flag: S3, operating
+             Flag: S4, operating
              Problem: S2b, S2, S4
              Service: S2, 10.0.0.2/24, exclusive
              Service: S3, 10.0.0.3/24, shared
@@ -150,6 +161,23 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_no_flag_manages_nothing_and_is_watched() {
+        let files = files(
+            "Server: S1, 1, 10.9.0.1:7400
+             Server: S2, 2, 10.9.0.2:7400
+             Server: S3, 3, 10.9.0.3:7400
+             Group: S1
+             Group: S2
+             Group: S3
+             Flag: S1, operating
+             Flag: S2, operating",
+        );
+        assert!(assigned("S1", &files).contains(&"S2 on S2 at 10.9.0.2 as First: icmp".to_owned()));
+        assert!(assigned("S1", &files).contains(&"S3 on S3 at 10.9.0.3 as Second: icmp".to_owned()));
+        assert_eq!(assigned("S2", &files)[0], "S1 on S1 at 10.9.0.1 as First: icmp");
+    }
+
+    #[test]
     fn a_stand_in_without_an_address_is_named() {
         let files = files(
             "Server: S1, 1, 10.9.0.1:7400
@@ -157,6 +185,8 @@ mod tests {
              Server: S3, 3, 10.9.0.3:7400
              Group: S1
              Group: S3
+             Flag: S1, operating
+             Flag: S3, operating
              Problem: S2b, S2, S3",
         );
         let assignment = Assignment::of(&server("S1"), &files, &Ring::of(&files), 0, Preset::Fast);

@@ -20,9 +20,11 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use thiserror::Error;
 
 use super::bundles::BundleStore;
+use super::certificate::write_atomically;
 use super::clock::{SystemClock, monotonic_ns};
 use crate::core::clock::Now;
-use crate::core::guest::{GuestOrder, GuestOutcome, GuestReport};
+use crate::core::guest::{GuestOrder, GuestOutcome, GuestRecord, GuestReport, GuestState};
+use crate::format::guest::{decode_guest, encode_guest};
 use crate::ports::Hypervisor;
 
 #[cfg(feature = "libvirt")]
@@ -109,6 +111,33 @@ impl Hypervisor for Originals {
             let _ = jobs.try_send(Job::Prepare);
         }
     }
+}
+
+/// On a host that knows no decision, lets all originals be made anew that one has ever put to work: after `Decision.dat` was lost or
+/// moved away, the tokens that they have seen may be above those of the decisions to come. To be called before the workers start.
+///
+/// # Errors
+/// What is remembered cannot be read or written.
+pub fn forget_decisions(directory: &Path) -> io::Result<()> {
+    let folder = directory.join(FOLDER);
+    if !folder.exists() {
+        return Ok(());
+    }
+    for item in fs::read_dir(folder)? {
+        let path = item?.path().join("state");
+        let held = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            held => held?,
+        };
+        // What cannot be read, its worker sets aside.
+        let Ok(record) = decode_guest(&held) else { continue };
+        if record.highest > 0 {
+            let state = GuestState::Suspended;
+            let forgotten = GuestRecord { state, highest: 0, token: 0, target: None, unfinished: true, ..record };
+            write_atomically(&path, &encode_guest(&forgotten), 0o600)?;
+        }
+    }
+    Ok(())
 }
 
 /// The name of the original with this number, from 1.

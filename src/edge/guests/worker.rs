@@ -292,11 +292,15 @@ impl<M: Machine> Worker<M> {
 
     fn break_down(&mut self, why: &str) {
         warn!("{}: {why}", self.name);
-        let note = match self.destroy() {
-            Ok(()) => last_words(why),
-            Err(also) => last_words(&format!("{why}; and it does not end: {also}")),
-        };
-        self.end(GuestState::Broken, note);
+        match self.destroy() {
+            Ok(()) => self.end(GuestState::Broken, last_words(why)),
+            Err(also) => {
+                // One that may answer at its address is not said to be broken: whoever waits for the address would take it.
+                let serves = self.record.state == GuestState::Serving;
+                let state = if serves { GuestState::Serving } else { GuestState::Broken };
+                self.end(state, last_words(&format!("{why}; and it does not end: {also}")));
+            }
+        }
     }
 
     // ---- what happens without an order ----
@@ -386,4 +390,124 @@ fn last_words(text: &str) -> String {
     let text = text.trim();
     let skipped = text.chars().count().saturating_sub(NOTE_CHARS_MAX);
     text.chars().skip(skipped).map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc::sync_channel;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::core::decision::ServiceAddress;
+
+    const ADDRESS: ServiceAddress =
+        ServiceAddress { ip: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)), prefix: 24 };
+
+    /// A machine that runs and holds an address, neither lets go nor ends, if it is `stuck`.
+    struct Stubborn {
+        stuck: bool,
+        seen: Seen,
+    }
+
+    impl Machine for Stubborn {
+        fn note(&self) -> String {
+            String::new()
+        }
+        fn prepare(&mut self, register: &mut dyn FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed> {
+            self.seen = Seen::Suspended;
+            register("anew")
+        }
+        fn look(&mut self, _: &str) -> Seen {
+            self.seen.clone()
+        }
+        fn resume(&mut self, _: &str) -> Result<(), Failed> {
+            Ok(())
+        }
+        fn install(&mut self, _: &str, _: &ServerName, _: &Procedure) -> Result<String, Failed> {
+            Ok(String::new())
+        }
+        fn take_address(&mut self, _: &str, _: ServiceAddress, _: u64) -> Result<(), Failed> {
+            Ok(())
+        }
+        fn hold_address(&mut self, _: &str, _: ServiceAddress, _: u64) -> Result<(), Failed> {
+            Ok(())
+        }
+        fn release_address(&mut self, _: &str) -> Result<(), Failed> {
+            Err("it does not answer".into())
+        }
+        fn destroy(&mut self, _: &str) -> Result<(), Failed> {
+            if self.stuck { Err("the hypervisor does not answer".into()) } else { Ok(()) }
+        }
+    }
+
+    fn serving() -> GuestRecord {
+        GuestRecord {
+            state: GuestState::Serving,
+            highest: 7,
+            token: 7,
+            target: ServerName::new("S2").ok(),
+            instance: "before".into(),
+            ..GuestRecord::absent()
+        }
+    }
+
+    /// Lets a worker begin with what is on disk and carry out orders; the last that it told.
+    fn told(folder: &Path, machine: Stubborn, orders: Vec<GuestOrder>) -> Guest {
+        let bundles = BundleStore::open(folder.join("bundles"), 1 << 20).unwrap();
+        let last = Arc::new(Mutex::new(None));
+        let kept = last.clone();
+        let report: Report = Arc::new(move |report| {
+            if let GuestReport::Changed(guest) = report {
+                *kept.lock().unwrap() = Some(guest);
+            }
+        });
+        let (jobs, inbox) = sync_channel(8);
+        for order in orders {
+            jobs.send(Job::Order { order, given_ns: 0 }).unwrap();
+        }
+        drop(jobs);
+        let original = folder.join(crate::edge::guests::FOLDER).join("original-1");
+        Worker::new("original-1".into(), original, true, machine, bundles, report).run(&inbox);
+        last.lock().unwrap().take().unwrap()
+    }
+
+    fn kept(folder: &Path, record: &GuestRecord) {
+        let original = folder.join(crate::edge::guests::FOLDER).join("original-1");
+        fs::create_dir_all(&original).unwrap();
+        fs::write(original.join("state"), encode_guest(record)).unwrap();
+    }
+
+    #[test]
+    fn a_stand_in_that_does_not_end_is_not_said_to_have_let_go() {
+        let release = GuestOrder {
+            id: 1,
+            original: "original-1".into(),
+            token: 8,
+            action: GuestAction::ReleaseAddress { address: ADDRESS },
+        };
+        for (stuck, state) in [(true, GuestState::Serving), (false, GuestState::Broken)] {
+            let folder = tempfile::tempdir().unwrap();
+            kept(folder.path(), &serving());
+            let machine = Stubborn { stuck, seen: Seen::Running(Some(ADDRESS)) };
+            let guest = told(folder.path(), machine, vec![release.clone()]);
+            assert_eq!(guest.state, state, "{}", guest.note);
+        }
+    }
+
+    #[test]
+    fn a_host_that_knows_no_decision_obeys_a_chain_that_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        kept(folder.path(), &serving());
+        let resume = GuestOrder {
+            id: 1,
+            original: "original-1".into(),
+            token: 5,
+            action: GuestAction::Resume { target: ServerName::new("S3").unwrap() },
+        };
+        crate::edge::guests::forget_decisions(folder.path()).unwrap();
+        let machine = Stubborn { stuck: false, seen: Seen::Running(Some(ADDRESS)) };
+        let guest = told(folder.path(), machine, vec![resume]);
+        assert_eq!((guest.state, guest.token), (GuestState::Running, 5), "{}", guest.note);
+    }
 }
