@@ -195,8 +195,6 @@ pub struct Cluster {
     pub(super) cluster: ClusterId,
     /// What was decided, as whoever learned of it first knows it.
     pub(super) chain: BTreeMap<Slot, Arc<Decision>>,
-    /// Rows of originals on their way, and whose.
-    pub(super) telling: BTreeMap<Ticket, usize>,
     /// What operators were answered.
     pub(super) operated: Vec<Result<String, String>>,
     /// Entries frames that arrive with a flipped bit, in a thousand.
@@ -246,7 +244,6 @@ impl Cluster {
             answers: BTreeMap::new(),
             disconnected: Vec::new(),
             chain: BTreeMap::new(),
-            telling: BTreeMap::new(),
             operated: Vec::new(),
             corrupt_permille: 0,
             planned: BinaryHeap::new(),
@@ -357,7 +354,6 @@ impl Cluster {
         let one = &mut self.hosts[host];
         one.machine.on = true;
         one.machine.serves = true;
-        one.machine.telling = false;
         let seed = self.random.word();
         let mut config = ManagementConfig::new(one.name.clone(), one.machine.decisions.incarnation, seed);
         config.policy = managed.policy;
@@ -389,7 +385,6 @@ impl Cluster {
         if self.settings.management.is_some() {
             self.hosts[host].machine.crash(random);
         }
-        self.telling.retain(|_, teller| *teller != host);
         self.asked.retain(|_, asked| asked.host != host);
         for peer in 0..self.hosts.len() {
             self.network.give_up(host, peer);

@@ -127,9 +127,6 @@ impl Audience for Desk<'_> {
             Ok(committed) => format!("answers {ticket}: {} {:?}", committed.entry, committed.reached),
             Err(refusal) => format!("answers {ticket}: refused, {refusal}"),
         });
-        if let Some(host) = self.cluster.telling.remove(&ticket) {
-            self.cluster.hosts[host].machine.telling = false;
-        }
         if self.cluster.asked.remove(&ticket).is_none() {
             let host = self.host + 1;
             self.cluster.oracle.report("answers", || format!("S{host} answers {ticket}, which nobody has asked"));

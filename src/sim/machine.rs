@@ -16,6 +16,7 @@ use super::time::HostClock;
 use crate::core::chain::{ChainRecord, Memory};
 use crate::core::decision::{Incarnation, ServiceAddress};
 use crate::core::guest::{Guest, GuestAction, GuestOrder, GuestOutcome, GuestRecord, GuestState, Judgement};
+use crate::core::io::Ticket;
 
 /// An address that somebody holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +82,8 @@ pub struct Machine {
     pub originals: BTreeMap<String, Original>,
     pub decisions: DecisionDisk,
     held: Option<Held>,
-    /// A row of the file `Original` is on its way.
-    pub telling: bool,
+    /// Rows of the file `Original` are on their way until this is answered.
+    pub telling: Option<Ticket>,
 }
 
 impl Machine {
@@ -95,7 +96,7 @@ impl Machine {
             originals: (1..=originals).map(original).collect(),
             decisions: DecisionDisk::new(random),
             held: None,
-            telling: false,
+            telling: None,
         }
     }
 

@@ -204,7 +204,8 @@ impl Cluster {
     /// As the daemon does: one row for each original, one transaction at a time.
     fn tell_originals(&mut self, host: usize) {
         let Some(node) = &self.hosts[host].node else { return };
-        if node.management().is_none() || node.lifecycle() < Lifecycle::Ready || self.hosts[host].machine.telling {
+        let is_telling = self.hosts[host].machine.telling.is_some_and(|ticket| self.asked.contains_key(&ticket));
+        if node.management().is_none() || node.lifecycle() < Lifecycle::Ready || is_telling {
             return;
         }
         let edits = original_edits(node.files(), &self.hosts[host].name, |original| {
@@ -213,7 +214,6 @@ impl Cluster {
         if edits.is_empty() {
             return;
         }
-        self.hosts[host].machine.telling = true;
         let transaction = Transaction {
             class: Class::Management,
             author: "p2pdb".into(),
@@ -221,7 +221,7 @@ impl Cluster {
             edits,
         };
         let ticket = self.submit(host, transaction, Wait::Local, 2_000);
-        self.telling.insert(ticket, host);
+        self.hosts[host].machine.telling = Some(ticket);
     }
 
     // ---- the promises ----
@@ -283,4 +283,51 @@ pub fn service_edits(hosts: usize, originals: usize) -> Vec<Edit> {
         });
     }
     edits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cluster::{Managed, Settings};
+    use super::super::time::SECOND_US;
+    use super::*;
+    use crate::core::id::ClusterId;
+    use crate::core::node::NodeConfig;
+    use crate::core::quorum::Policy;
+
+    fn lonely() -> Cluster {
+        let name = ServerName::new("S1").unwrap();
+        Cluster::new(Settings {
+            seed: 1,
+            hosts: 1,
+            names: Vec::new(),
+            node: NodeConfig::new(name, ClusterId([0; 16])),
+            segment_bytes: 64 * 1024,
+            keep_segments: None,
+            delay_us: (50, 2_000),
+            sync_us: (100, 2_000),
+            clocks_differ: false,
+            timeline: false,
+            management: Some(Managed { originals: 1, policy: Policy::Balanced, witness: false }),
+        })
+    }
+
+    #[test]
+    fn a_row_of_an_original_that_was_refused_is_told_later() {
+        let mut cluster = lonely();
+        let told = |cluster: &Cluster| {
+            let row = cluster.node(0).unwrap().files().records_of(file::ORIGINAL).next().cloned();
+            row.unwrap().field(2).to_owned()
+        };
+        cluster.start(0);
+        cluster.found(1);
+        cluster.run_until(10 * SECOND_US);
+        assert_eq!(told(&cluster), "suspended");
+        cluster.set_disk_full(0, true);
+        cluster.hosts[0].machine.originals.get_mut("original-1").unwrap().record.state = GuestState::Running;
+        cluster.run_until(12 * SECOND_US);
+        assert_eq!(told(&cluster), "suspended");
+        cluster.set_disk_full(0, false);
+        cluster.run_until(20 * SECOND_US);
+        assert_eq!(told(&cluster), "running");
+    }
 }
