@@ -854,7 +854,8 @@ fn a_clock_that_is_set_back_does_not_keep_a_recovery_waiting() {
 
 #[test]
 fn a_fence_counts_for_the_failure_that_it_was_run_for() {
-    let mut group = Group::with_hooks(4, &[Hook::Fence]);
+    let mut group = Group::with_hooks(4, &[Hook::Fence, Hook::RestartServer]);
+    let is_started = |group: &Group| group.reasons.contains(&"S1 runs restart_server for S2".to_owned());
     group.fences_end = false;
     group.power_off("S2");
     group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
@@ -869,10 +870,12 @@ fn a_fence_counts_for_the_failure_that_it_was_run_for() {
     group.reply(index, 0, ManagementInput::HookDone { id, outcome: Ok("S2 is off".into()) });
     group.run(100);
     assert_eq!(group.lines("Fence"), [""; 0], "{}", group.story());
+    assert!(!is_started(&group), "the fence of this failure is to come first");
     let (index, id) = group.fences[1];
     group.reply(index, 0, ManagementInput::HookDone { id, outcome: Ok("S2 is off".into()) });
     group.run(100);
     assert_eq!(group.lines("Fence").len(), 1, "{}", group.story());
+    assert!(is_started(&group), "{}", group.story());
 }
 
 #[test]

@@ -477,12 +477,12 @@ impl Management {
         self.alarm(turn, name, failure);
         self.tell_hook(turn, &run, &outcome);
         // Whoever was back in between, and has failed again, serves perhaps: this fence knows nothing of that.
-        if fences.is_some_and(|slot| slot == first_out(&self.chain, &run.server)) && outcome.is_ok() {
+        let fences = fences.is_some_and(|slot| slot == first_out(&self.chain, &run.server));
+        if fences && outcome.is_ok() {
             self.tell_fenced(turn, &run.server, "fenced", self.config.me.clone().as_str());
         }
         // Also when it has failed; but a server that is back needs nobody to start it.
-        let is_next = run.hook == Hook::Fence && self.config.hooks.contains(&Hook::RestartServer);
-        if is_next && first_out(&self.chain, &run.server) != 0 {
+        if fences && self.config.hooks.contains(&Hook::RestartServer) {
             self.run_hook(turn, Hook::RestartServer, &run.server, run.reason);
         }
     }
