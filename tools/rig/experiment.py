@@ -104,7 +104,7 @@ class Libvirtd:
         self.folder = bench.work / f"libvirt-{host}"
         socket = self.folder / "run/libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={socket}"
-        bench.processes.start(f"libvirtd-{host}", [*recovery._enter(host), str(TOOLS / "own-libvirtd"), str(self.folder)])
+        self._process = bench.processes.start(f"libvirtd-{host}", [*recovery._enter(host), str(TOOLS / "own-libvirtd"), str(self.folder)])
         bench.processes.wait_until("libvirtd listens", socket.exists, 30)
 
     def virsh(self, *words: str) -> str:
@@ -114,7 +114,13 @@ class Libvirtd:
         words = ["virsh", "-q", "-c", self.uri, "qemu-agent-command", name, '{"execute":"guest-ping"}']
         return subprocess.run(words, capture_output=True, timeout=30, check=False).returncode == 0
 
+    def stop(self) -> None:
+        """Ends it and its machines, as a power cut does."""
+        self._bench.processes.stop(self._process, grace=0.1)
+        self.end()
+
     def end(self) -> None:
+        """Ends its machines, which outlive it."""
         for file in self.folder.glob("run/qemu/*.pid"):
             with contextlib.suppress(ProcessLookupError, ValueError, OSError):
                 subprocess.run(["kill", "-9", file.read_text().strip()], check=False, capture_output=True)
@@ -158,16 +164,10 @@ class Machines(Group):
         for libvirtd in self._libvirtds.values():
             libvirtd.end()
 
-    def end_guests(self, server: int) -> None:
-        super().end_guests(server)
-        # A machine without power has no guests, and its libvirtd comes back with it.
-        pidfile = self._libvirtds[server].folder / "run/libvirtd.pid" if server in self._libvirtds else None
-        if pidfile is not None and not pidfile.exists():
-            self._libvirtds[server].end()
-
     def _power_off(self, server: int) -> None:
+        recovery._plug(server, "down")
+        self._libvirtds[server].stop()
         super()._power_off(server)
-        self._libvirtds[server].end()
 
     def _power_on(self, server: int) -> None:
         self._libvirtds[server] = Libvirtd(self._bench, server)
