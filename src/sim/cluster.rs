@@ -357,7 +357,7 @@ impl Cluster {
         let seed = self.random.word();
         let mut config = ManagementConfig::new(one.name.clone(), one.machine.decisions.incarnation, seed);
         config.policy = managed.policy;
-        config.founder = host == 0;
+        config.founder = host == 0 && one.machine.founding;
         config.witness = managed.witness && host + 1 == self.settings.hosts;
         config.service_network = !config.witness;
         config.flaw = self.settings.node.flaw;

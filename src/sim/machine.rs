@@ -75,6 +75,8 @@ impl DecisionDisk {
 #[derive(Debug, Clone)]
 pub struct Machine {
     pub on: bool,
+    /// It has not known a group yet: the first server may begin one then, and never again.
+    pub founding: bool,
     /// Whether its own service runs.
     pub serves: bool,
     /// Whether it is cut off the service network alone.
@@ -95,6 +97,7 @@ impl Machine {
             cut_off: false,
             originals: (1..=originals).map(original).collect(),
             decisions: DecisionDisk::new(random),
+            founding: true,
             held: None,
             telling: None,
         }

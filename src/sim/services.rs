@@ -238,6 +238,7 @@ impl Cluster {
     /// A slot means the same to everybody.
     fn decided(&mut self, host: usize, decision: &Arc<Decision>) {
         self.note(host, || format!("knows decision {}: {}", decision.slot, decision.act));
+        self.hosts[host].machine.founding = false;
         let known = self.chain.entry(decision.slot).or_insert_with(|| decision.clone());
         if known != decision {
             let (known, other) = (known.act.to_string(), decision.act.to_string());
