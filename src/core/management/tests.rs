@@ -39,9 +39,10 @@ struct Server {
 struct Group {
     now_us: u64,
     servers: Vec<Server>,
-    /// Deleted ones too, and when each was written, in ms.
-    records: BTreeMap<(FileName, String), (Option<Record>, u64)>,
-    files: Files,
+    /// The files that servers with each other share.
+    shared: Shared,
+    /// Those of the servers that are away, until the last is back.
+    apart: Option<Shared>,
     queue: BTreeMap<(u64, u64), Event>,
     planned: u64,
     reasons: Vec<String>,
@@ -67,6 +68,46 @@ struct Group {
     fences: Vec<(usize, HookId)>,
 }
 
+/// Management files as one side of a partition has them.
+#[derive(Default, Clone)]
+struct Shared {
+    /// Deleted ones too, and when each was written, in ms.
+    records: BTreeMap<(FileName, String), (Option<Record>, u64)>,
+    files: Files,
+}
+
+impl Shared {
+    fn write(&mut self, file: FileName, key: String, value: Option<Record>, wall_ms: u64) {
+        self.records.insert((file, key), (value, wall_ms));
+        self.remake();
+    }
+
+    fn remake(&mut self) {
+        let stream = Stream { origin: server("S1"), run: 1, lane: Lane::Audit };
+        let written = self.records.iter().map(|((file, key), (value, wall_ms))| {
+            let version = Version { time: Timestamp(wall_ms << 16), entry: EntryId { stream: stream.clone(), seq: 1 } };
+            let leaves = vec![Leaf { version, value: value.clone() }];
+            Written { file: file.clone(), key: key.clone(), register: Register { leaves, early: vec![] } }
+        });
+        self.files = Files::restore(written, Vector::default());
+    }
+
+    /// What was written last counts, wherever it was.
+    fn merge(&mut self, other: Self) {
+        for (key, theirs) in other.records {
+            let ours = self.records.entry(key).or_insert_with(|| theirs.clone());
+            if ours.1 < theirs.1 {
+                *ours = theirs;
+            }
+        }
+        self.remake();
+    }
+
+    fn latest_ms(&self) -> u64 {
+        self.records.values().map(|(_, wall_ms)| *wall_ms).max().unwrap_or(0)
+    }
+}
+
 fn config(name: &ServerName, index: usize, hooks: &[Hook]) -> ManagementConfig {
     let mut config = ManagementConfig::new(name.clone(), Incarnation(index as u64 + 1), index as u64);
     config.founder = index == 0;
@@ -84,8 +125,8 @@ impl Group {
         let mut group = Self {
             now_us: 1_000_000,
             servers: Vec::new(),
-            records: BTreeMap::new(),
-            files: Files::default(),
+            shared: Shared::default(),
+            apart: None,
             queue: BTreeMap::new(),
             planned: 0,
             reasons: Vec::new(),
@@ -134,22 +175,16 @@ impl Group {
         let (name, record) = line.split_once(": ").unwrap();
         let (file, record) = (FileName::new(name).unwrap(), Record::parse(record).unwrap());
         let key = Schema::builtin(&file).unwrap().check(&file, &record).unwrap();
-        self.records.insert((file, key), (Some(record), EPOCH_MS + self.now_us / MS));
-        self.remake();
+        self.shared.write(file, key, Some(record), EPOCH_MS + self.now_us / MS);
     }
 
-    fn remake(&mut self) {
-        let stream = Stream { origin: server("S1"), run: 1, lane: Lane::Audit };
-        let written = self.records.iter().map(|((file, key), (value, wall_ms))| {
-            let version = Version { time: Timestamp(wall_ms << 16), entry: EntryId { stream: stream.clone(), seq: 1 } };
-            let leaves = vec![Leaf { version, value: value.clone() }];
-            Written { file: file.clone(), key: key.clone(), register: Register { leaves, early: vec![] } }
-        });
-        self.files = Files::restore(written, Vector::default());
+    /// What a server sees of the files.
+    fn shared_by(&mut self, index: usize) -> &mut Shared {
+        self.apart.as_mut().filter(|_| self.away.contains(&index)).unwrap_or(&mut self.shared)
     }
 
     fn lines(&self, name: &str) -> Vec<String> {
-        self.files.records_of(name).map(ToString::to_string).collect()
+        self.shared.files.records_of(name).map(ToString::to_string).collect()
     }
 
     fn index(&self, name: &ServerName) -> usize {
@@ -220,8 +255,10 @@ impl Group {
         let index = self.index(&server(name));
         if cut {
             self.away.insert(index);
+            self.apart.get_or_insert_with(|| self.shared.clone());
         } else {
             self.away.remove(&index);
+            self.apart.take_if(|_| self.away.is_empty()).into_iter().for_each(|apart| self.shared.merge(apart));
         }
         self.links_of(index, !cut);
     }
@@ -249,16 +286,19 @@ impl Group {
         if !self.servers[index].powered {
             return;
         }
-        let name = &self.servers[index].name;
-        let flagged = self.files.builtin(file::FLAG).is_some_and(|flags| flags.record(name.as_str()).is_some());
+        let name = self.servers[index].name.clone();
+        let linked = self.linked(index);
+        let standby = self.starting.contains(&index);
+        let now = Now { wall_ms: self.wall_ms(index), monotonic_us: self.now_us };
+        let Shared { files, .. } = self.shared_by(index).clone();
+        let latest_ms = self.shared_by(index).latest_ms();
+        let flagged = files.builtin(file::FLAG).is_some_and(|flags| flags.record(name.as_str()).is_some());
         let lifecycle = match flagged {
-            _ if self.starting.contains(&index) => Lifecycle::Standby,
+            _ if standby => Lifecycle::Standby,
             true => Lifecycle::Operating,
             false => Lifecycle::Ready,
         };
-        let latest_ms = self.records.values().map(|(_, wall_ms)| *wall_ms).max().unwrap_or(0);
-        let scene = Scene { files: &self.files.clone(), lifecycle, linked: self.linked(index), latest_ms };
-        let now = Now { wall_ms: self.wall_ms(index), monotonic_us: self.now_us };
+        let scene = Scene { files: &files, lifecycle, linked, latest_ms };
         let acts = self.servers[index].management.handle(now, &scene, cause);
         for act in acts {
             self.act(index, act);
@@ -272,9 +312,8 @@ impl Group {
     }
 
     /// When an edit of a server is sealed: after all that it has seen.
-    fn sealed_ms(&self, index: usize) -> u64 {
-        let seen_ms = self.records.values().map(|(_, wall_ms)| *wall_ms).max();
-        self.wall_ms(index).max(seen_ms.unwrap_or(0))
+    fn sealed_ms(&mut self, index: usize) -> u64 {
+        self.wall_ms(index).max(self.shared_by(index).latest_ms())
     }
 
     fn act(&mut self, index: usize, act: Act) {
@@ -293,18 +332,14 @@ impl Group {
                 let wall_ms = self.sealed_ms(index);
                 for edit in edits {
                     let schema = Schema::builtin(&edit.file).unwrap();
-                    match &edit.change {
+                    let (key, value) = match edit.change {
                         Change::Add(record) | Change::Mod { after: record, .. } => {
-                            let key = schema.check(&edit.file, record).unwrap();
-                            self.records.insert((edit.file.clone(), key), (Some(record.clone()), wall_ms));
+                            (schema.check(&edit.file, &record).unwrap(), Some(record))
                         }
-                        Change::Del(record) => {
-                            let key = (edit.file.clone(), schema.key_of(record));
-                            self.records.insert(key, (None, wall_ms));
-                        }
-                    }
+                        Change::Del(record) => (schema.key_of(&record), None),
+                    };
+                    self.shared_by(index).write(edit.file, key, value, wall_ms);
                 }
-                self.remake();
                 for server in 0..self.servers.len() {
                     self.plan(500, Event::To(server, Cause::Files));
                 }
@@ -483,8 +518,7 @@ impl Group {
 
     fn delete(&mut self, name: &str, key: &str) {
         let wall_ms = self.sealed_ms(0);
-        self.records.insert((FileName::new(name).unwrap(), key.to_owned()), (None, wall_ms));
-        self.remake();
+        self.shared.write(FileName::new(name).unwrap(), key.to_owned(), None, wall_ms);
         for index in 0..self.servers.len() {
             self.plan(500, Event::To(index, Cause::Files));
         }
@@ -515,7 +549,7 @@ impl Group {
     fn story(&self) -> String {
         let reports = self.servers.iter().map(|server| {
             let scene = Scene {
-                files: &self.files,
+                files: &self.shared.files,
                 lifecycle: Lifecycle::Operating,
                 linked: self.linked(self.index(&server.name)),
                 latest_ms: 0,
@@ -651,8 +685,8 @@ fn nobody_is_recovered_in_maintenance_or_where_nothing_is_to_be_done() {
     group.power_off("S2");
     group.run(8_000);
     assert_eq!(group.recoveries(), 0);
-    group.records.retain(|(file, _), _| file.as_str() != "Maintenance");
-    group.remake();
+    group.shared.records.retain(|(file, _), _| file.as_str() != "Maintenance");
+    group.shared.remake();
     group.wait("S2 is played", 3_000, |group| group.host_of(2).is_some());
 }
 
@@ -689,8 +723,8 @@ fn a_server_without_a_place_gets_one_when_a_host_is_free() {
     let mut group = Group::new(3);
     let original = |state: &str| format!("Original: S1, original-1, {state}, x");
     group.set(&original("broken"));
-    group.records.retain(|(file, key), _| file.as_str() != "Original" || key.starts_with("S1"));
-    group.remake();
+    group.shared.records.retain(|(file, key), _| file.as_str() != "Original" || key.starts_with("S1"));
+    group.shared.remake();
     group.power_off("S2");
     group.run(5_000);
     assert_eq!(group.lines("Group"), ["S1", "S3"]);
@@ -786,9 +820,9 @@ fn a_server_that_is_removed_for_good_is_no_elector_any_more() {
     group.power_off("S4");
     for name in ["Server", "Group", "Flag", "Service"] {
         let key = (FileName::new(name).unwrap(), "S4".to_owned());
-        group.records.insert(key, (None, 0));
+        group.shared.records.insert(key, (None, 0));
     }
-    group.remake();
+    group.shared.remake();
     for index in 0..3 {
         group.feed(index, Cause::Files);
     }
@@ -871,6 +905,7 @@ fn a_fence_counts_for_the_failure_that_it_was_run_for() {
     group.run(100);
     assert_eq!(group.lines("Fence"), [""; 0], "{}", group.story());
     assert!(!is_started(&group), "the fence of this failure is to come first");
+    group.power_off("S2");
     let (index, id) = group.fences[1];
     group.reply(index, 0, ManagementInput::HookDone { id, outcome: Ok("S2 is off".into()) });
     group.run(100);
@@ -993,7 +1028,7 @@ fn a_server_that_was_removed_and_is_admitted_again_waits_for_whoever_played_it()
     group.power_off("S2");
     group.wait("S2 is played", 6_000, |group| group.host_of(2).as_deref() == Some("S3"));
     group.run(1_000);
-    let record = group.files.builtin("Server").unwrap().record("S2").cloned().unwrap();
+    let record = group.shared.files.builtin("Server").unwrap().record("S2").cloned().unwrap();
     for name in ["Server", "Group", "Flag"] {
         group.delete(name, "S2");
     }
