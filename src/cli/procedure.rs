@@ -133,9 +133,13 @@ fn test(server: ServerName, directory: &DirectoryArgs, session: &mut Session) ->
         session.output.json(&tested)?;
         return Ok(answer);
     }
-    let ProcedureTest { server, original, output, failure } = tested;
+    let ProcedureTest { server, original, resumed_ms, installed_ms, output, failure } = tested;
+    let took = match (resumed_ms, installed_ms) {
+        (Some(resumed), Some(installed)) => format!(" (resumed in {resumed} ms, installed in {installed} ms)"),
+        _ => String::new(),
+    };
     let line = match failure {
-        None => session.output.paint(Style::Good, format_args!("{original} can play {server}")),
+        None => session.output.paint(Style::Good, format_args!("{original} can play {server}{took}")),
         Some(why) => session.output.paint(Style::Bad, format_args!("{original}: {}", printable(&why))),
     };
     session.output.line(line)?;

@@ -279,33 +279,46 @@ impl Daemon {
             let _ = reply.send(Response::failed("no original server of this host is suspended", hint));
             return;
         };
+        let mut tested = ProcedureTest {
+            server: server.clone(),
+            original: original.clone(),
+            resumed_ms: None,
+            installed_ms: None,
+            output: String::new(),
+            failure: None,
+        };
+        let begun_us = self.clock.now().monotonic_us;
         let resume = GuestAction::Resume { target: server.clone() };
         self.order(&original.clone(), resume, move |daemon, outcome| match outcome {
             GuestOutcome::Done(_) => {
-                let install = GuestAction::Install { target: server.clone(), procedure };
-                daemon.order(&original.clone(), install, move |daemon, outcome| {
-                    daemon.end_test(server, original, outcome, reply);
+                let resumed_us = daemon.clock.now().monotonic_us;
+                tested.resumed_ms = Some((resumed_us - begun_us) / 1000);
+                let install = GuestAction::Install { target: server, procedure };
+                daemon.order(&original, install, move |daemon, outcome| {
+                    match outcome {
+                        GuestOutcome::Done(guest) => {
+                            let installed_us = daemon.clock.now().monotonic_us;
+                            tested.installed_ms = Some((installed_us - resumed_us) / 1000);
+                            tested.output = guest.note;
+                        }
+                        failed => tested.failure = failure(failed),
+                    }
+                    daemon.end_test(tested, reply);
                 });
             }
-            failed => daemon.end_test(server, original, failed, reply),
+            failed => {
+                tested.failure = failure(failed);
+                daemon.end_test(tested, reply);
+            }
         });
     }
 
-    fn end_test(
-        &mut self,
-        server: ServerName,
-        original: String,
-        outcome: GuestOutcome,
-        reply: oneshot::Sender<Response>,
-    ) {
-        self.order(&original.clone(), GuestAction::Reset, move |daemon, reset| {
-            daemon.hosted.busy.remove(&original);
-            let output = match &outcome {
-                GuestOutcome::Done(guest) => guest.note.clone(),
-                _ => String::new(),
-            };
-            let failure = failure(outcome).or_else(|| failure(reset).map(|why| format!("it was not put back: {why}")));
-            let _ = reply.send(Response::ProcedureTested(ProcedureTest { server, original, output, failure }));
+    fn end_test(&mut self, mut tested: ProcedureTest, reply: oneshot::Sender<Response>) {
+        self.order(&tested.original.clone(), GuestAction::Reset, move |daemon, reset| {
+            daemon.hosted.busy.remove(&tested.original);
+            let not_put_back = || failure(reset).map(|why| format!("it was not put back: {why}"));
+            tested.failure = tested.failure.or_else(not_put_back);
+            let _ = reply.send(Response::ProcedureTested(tested));
         });
     }
 

@@ -505,6 +505,9 @@ pub struct OriginalCheck {
 pub struct ProcedureTest {
     pub server: ServerName,
     pub original: String,
+    /// How long it took to resume the original; then, to put the procedure into it and run it with its checks.
+    pub resumed_ms: Option<u64>,
+    pub installed_ms: Option<u64>,
     /// The end of what the procedure printed.
     pub output: String,
     /// `None`: it is installed and its checks succeeded.
