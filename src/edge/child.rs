@@ -65,7 +65,7 @@ impl Drop for Group {
     }
 }
 
-/// Runs a program. Dropping the future ends it and all that it started.
+/// Runs a program. Dropping the future ends it and its process group: not what it put into a session of its own, such as a service.
 ///
 /// # Errors
 /// It does not start, or cannot be waited for.

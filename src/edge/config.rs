@@ -575,7 +575,7 @@ pub const KEYS: &[Key] = &[
         "deadline_ms",
         Kind::Integer { min: 100, max: 600_000 },
         "30000",
-        "A hook that takes longer is killed, with all that it started.",
+        "A hook that takes longer is killed with its process group.",
     ),
 ];
 

@@ -1,7 +1,7 @@
 //! Programs of the administrator that are run at certain moments: restart, fence, notify, ready.
 //!
 //! A hook learns what it is about from its environment: `P2PDB_SERVER`, `P2PDB_REASON`, `P2PDB_HOOK`, `P2PDB_NAME` (this server) and
-//! `P2PDB_DIR`. Exit code 0 is success. After the deadline it is killed with all that it started.
+//! `P2PDB_DIR`. Exit code 0 is success. After the deadline its process group is killed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
