@@ -1,5 +1,6 @@
 """Plots as SVG and PNG. Colours are Okabe and Ito's, which stay apart for colour-blind eyes."""
 
+import statistics
 from pathlib import Path
 
 import matplotlib
@@ -109,6 +110,41 @@ def distributions(
     axes.set_ylabel(f"% of the {what}")
     axes.set_title(title, loc="left", fontsize=11)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    _dress(axes, "both")
+    save(figure, folder / name)
+
+
+def rows(folder: Path, name: str, title: str, across: str, series: dict[str, list[float]]) -> None:
+    """Every sample as a dot, one row per series, in their order; a bar at the median, whose figure stands at the edge."""
+    figure, axes = plt.subplots(figsize=(11, 1.6 + 0.34 * len(series)))
+    for y, values in enumerate(reversed(series.values())):
+        middle = statistics.median(values)
+        spread = [y + 0.28 * ((i * 0.618034) % 1 - 0.5) for i in range(len(values))]
+        axes.scatter(values, spread, s=12, color=COLOURS["etcd"], alpha=0.5, linewidths=0)
+        axes.plot([middle] * 2, [y - 0.34, y + 0.34], color=COLOURS["p2pdb"], linewidth=2.4, solid_capstyle="butt")
+        axes.annotate(f"{middle:,.0f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=COLOURS["p2pdb"])
+    axes.annotate("median", (1.01, 1.0), xycoords="axes fraction", va="bottom", fontsize=9, color=GREY)
+    axes.set_yticks(range(len(series)), list(reversed(series)), fontsize=9)
+    axes.set_ylim(-0.7, len(series) - 0.3)
+    axes.set_xscale("log")
+    _label_decades(axes.xaxis)
+    axes.set_xlabel(across)
+    axes.set_title(title, loc="left", fontsize=11)
+    _dress(axes, "x")
+    save(figure, folder / name)
+
+
+def points(folder: Path, name: str, title: str, across: str, up: str, named: dict[str, tuple[float, float]]) -> None:
+    """A few points, each with its name."""
+    figure, axes = plt.subplots(figsize=(8, 4.2))
+    for label, (x, y) in named.items():
+        axes.scatter([x], [y], s=40, color=COLOURS["p2pdb"])
+        axes.annotate(f"  {label}: {y:,.0f} ms", (x, y), va="center", fontsize=9)
+    axes.set_xlim(0, 1.6 * max(x for x, _ in named.values()))
+    axes.set_ylim(0, 1.15 * max(y for _, y in named.values()))
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.set_title(title, loc="left", fontsize=11)
     _dress(axes, "both")
     save(figure, folder / name)
 

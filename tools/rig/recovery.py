@@ -210,12 +210,23 @@ class Client:
 
         self._bench.processes.wait_until(what, is_so, 60, pause=0.02)
 
+    def wait_for_change(self, since_ns: int, page: str, what: str) -> None:
+        """Until `page` answers after something else did, or nobody."""
+
+        def has_changed() -> bool:
+            pages = [got for _, ended, got in self.read() if ended > since_ns]
+            return bool(pages) and pages[-1] == page and any(got != page for got in pages)
+
+        self._bench.processes.wait_until(what, has_changed, 60, pause=0.02)
+
     def outage_ms(self, failed_ns: int, page: str) -> float:
-        """From the failure to the first question that `page` answered."""
-        ends = [ended for _, ended, got in self.read() if ended > failed_ns and got == page]
-        if not ends:
-            raise RigError(f"the client never got '{page}'")
-        return (ends[0] - failed_ns) / 1e6
+        """From the failure to the first question that `page` answered after one to which nobody or somebody else did."""
+        missed = False
+        for _, ended, got in self.read():
+            if ended > failed_ns and got == page and missed:
+                return (ended - failed_ns) / 1e6
+            missed = missed or (ended > failed_ns and got != page)
+        raise RigError(f"the client never got '{page}' again")
 
     def stop(self) -> None:
         self._bench.processes.stop(self._process, grace=0.1)
@@ -282,6 +293,10 @@ class Group:
         """How many there are in all."""
         return 2 * len(SERVERS)
 
+    def work(self, server: int) -> str:
+        """What its daemon is started as."""
+        return "daemon"
+
     def end_guests(self, server: int) -> None:
         """What of a server outlives its daemon."""
         _end_agents(self.directory(server))
@@ -300,7 +315,7 @@ class Group:
         settings.write_text(self.settings(server, settings.read_text()))
 
     def _start_daemon(self, server: int) -> None:
-        argv = [*_enter(server), self._binary, "daemon", "--dir", str(self.directory(server))]
+        argv = [*_enter(server), self._binary, self.work(server), "--dir", str(self.directory(server))]
         self._daemons[server] = self._bench.processes.start(f"S{server}", argv)
 
         def answers() -> bool:
@@ -397,7 +412,7 @@ class Group:
         failed_ns = time.time_ns()
         fail()
         for server, client in clients.items():
-            client.wait(lambda page, server=server: page == f"S{server} played", f"S{server} is played")
+            client.wait_for_change(failed_ns, f"S{server} played", f"S{server} is played")
         observer = self._first_other(*servers)
         found: dict[str, float] = {}
         for server, client in clients.items():

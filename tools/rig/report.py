@@ -66,7 +66,7 @@ def table(results: Results) -> list[str]:
         ]
         for series in sorted((one for one in results.latencies if one.samples), key=Latency.median)
     ]
-    return _aligned([header, *rows])
+    return aligned([header, *rows])
 
 
 def rate_table(results: Results) -> list[str]:
@@ -85,7 +85,7 @@ def rate_table(results: Results) -> list[str]:
                 share,
             ]
         )
-    return _aligned([header, *rows])
+    return aligned([header, *rows])
 
 
 def bars(results: Results) -> list[Bar]:
@@ -122,8 +122,16 @@ def bars(results: Results) -> list[Bar]:
     return found
 
 
+def aligned(rows: list[list[str]]) -> list[str]:
+    """A table in Markdown that also reads well on a terminal; the first row is its head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return lines
+
+
 def bar_table(found: list[Bar]) -> list[str]:
-    return _aligned([["promise", "found", "kept"], *([bar.promise, bar.found, "yes" if bar.kept else "NO"] for bar in found)])
+    return aligned([["promise", "found", "kept"], *([bar.promise, bar.found, "yes" if bar.kept else "NO"] for bar in found)])
 
 
 def _markdown(bench: Bench, found: list[Bar]) -> str:
@@ -139,7 +147,7 @@ def _markdown(bench: Bench, found: list[Bar]) -> str:
         parts += ["## Edits per second", "", *rate_table(results), "", "![edits per second](rates.svg)", ""]
     if results.idles:
         rows = [[idle.label, f"{idle.cpu_percent:.2f}", f"{idle.resident_mib:.1f}"] for idle in results.idles]
-        parts += ["## Idle, per daemon", "", *_aligned([["daemon", "% of a core", "resident MiB"], *rows]), ""]
+        parts += ["## Idle, per daemon", "", *aligned([["daemon", "% of a core", "resident MiB"], *rows]), ""]
     parts += ["## How it was measured", "", *_methods(), ""]
     options = bench.options
     parts.append(
@@ -166,10 +174,3 @@ def _ratio(series: Latency, base: Latency | None) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return lines
