@@ -14,6 +14,7 @@ Its disk and, where it is restored, its saved state lie ready on every host, as 
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from . import experiment, packages, recovery
-from .bench import Bench
+from .bench import Bench, tool
 from .recovery import Case, Client
 
 PACKAGES = ["pacemaker", "corosync", "pacemaker-cli-utils", "resource-agents", "nginx-light", "procps"]
@@ -61,6 +62,7 @@ mkdir -p /run/lock
 corosync -f &
 until corosync-quorumtool -s >/dev/null 2>&1; do sleep 0.1; done
 pacemakerd &
+trap exit TERM
 wait
 """
 
@@ -127,38 +129,40 @@ def measure(bench: Bench, runs: int) -> list[Case]:
         with recovery._network(), bench.fresh():
             cluster = Cluster(bench, settings)
             cluster.start()
-            client = Client(bench, ADDRESS, pause=0.02)
-            cases.append(_repeat(bench, cluster, client, "service in its place", runs, cluster.kill_service))
+            cases.append(_repeat(bench, cluster, "service in its place", runs, cluster.kill_service))
             cluster.move_at_first_failure()
-            cases.append(_repeat(bench, cluster, client, "service", runs, cluster.kill_service))
-            cases.append(_repeat(bench, cluster, client, "machine", runs, cluster.power_off))
+            cases.append(_repeat(bench, cluster, "service", runs, cluster.kill_service))
+            cases.append(_repeat(bench, cluster, "machine", runs, cluster.power_off))
     if not (experiment.IMAGE / "image.json").exists():
         bench.skip("Pacemaker with virtual machines", "there is no image; build it with 'tools/image full'")
         return cases
     with recovery._network(), bench.fresh():
         guests = Guests(bench, SETTINGS[-1])
-        client = guests.make_golden()
-        guests.start()
-        guests.move_at_first_failure()
-        for way in ("from cold", "restored"):
-            if way == "restored":
-                guests.keep_states()
-            cases.append(_repeat(bench, guests, client, f"virtual machine {way}", runs, guests.kill_service))
-            cases.append(_repeat(bench, guests, client, f"machine, virtual machine {way}", runs, guests.power_off))
+        try:
+            guests.make_golden()
+            guests.start()
+            guests.move_at_first_failure()
+            for way in ("from cold", "restored"):
+                if way == "restored":
+                    guests.keep_states()
+                cases.append(_repeat(bench, guests, f"virtual machine, {way}", runs, guests.kill_service))
+                cases.append(_repeat(bench, guests, f"machine, {way}", runs, guests.power_off))
+        finally:
+            guests.stop()
     return cases
 
 
-def _repeat(bench: Bench, cluster: "Cluster", client: Client, failure: str, runs: int, fail) -> Case:
+def _repeat(bench: Bench, cluster: "Cluster", failure: str, runs: int, fail) -> Case:
     case = Case(f"Pacemaker, {cluster.settings.name}: {failure}")
     for number in range(runs):
         bench.progress.phase(f"{case.name}: {number + 1} of {runs}")
-        cluster.wait_rest()
-        client.wait(lambda page: page != "nobody", "the client gets a page")
+        client = Client(bench, ADDRESS, pause=0.02)
         holder = cluster.holder()
         failed_ns = time.time_ns()
         fail(holder)
-        bench.processes.wait_until("the client gets a page again", lambda: _outage_ms(client, failed_ns) is not None, 300, pause=0.05)
+        bench.processes.wait_until("the client gets a page again", lambda: _outage_ms(client, failed_ns) is not None, 300)
         case.runs.append({"outage (client)": _outage_ms(client, failed_ns) or 0})
+        client.stop()
         cluster.mend(holder)
     return case
 
@@ -185,26 +189,24 @@ class Cluster:
         for host in HOSTS:
             self.lay_out(host)
             self.power_on(host)
-        self.wait_rest()
+        self._wait_rest()
 
     def move_at_first_failure(self) -> None:
-        self.tool(HOSTS[0], "crm_attribute", "--type", "rsc_defaults", "--name", "migration-threshold", "--update", "1")
+        self._ask("crm_attribute", "--type", "rsc_defaults", "--name", "migration-threshold", "--update", "1")
 
     def holder(self) -> int:
         """The host on which the service is."""
-        shown = self.tool(HOSTS[0], "crm_mon", "--one-shot", "--output-as=xml")
+        shown = self._ask("crm_mon", "--one-shot", "--output-as=xml")
         names = [node.get("name", "") for node in ElementTree.fromstring(shown).findall(".//resource/node")]
         return int(names[0].removeprefix("host"))
 
-    def tool(self, host: int, *words: str) -> str:
-        """A tool of Pacemaker on a host."""
-        return self._bench.processes.run([*self._enter(host), *words], timeout=90)
-
-    def wait_rest(self) -> None:
-        """All hosts are there, and nothing is to be done."""
+    def _wait_rest(self) -> None:
+        """All hosts are there, no failure is remembered, and nothing is to be done."""
         self._bench.processes.wait_until("the cluster is at rest", self._is_at_rest, 120)
-        self.tool(HOSTS[0], "crm_resource", "--wait")
-        time.sleep(REST_S)
+        self._ask("crm_resource", "--cleanup")
+        self._ask("crm_resource", "--wait")
+        # Not in step with the monitor, which has just begun anew.
+        time.sleep(REST_S + random.random())
 
     def kill_service(self, host: int) -> None:
         for pid in self._pids(host):
@@ -227,8 +229,7 @@ class Cluster:
             recovery._ip("-n", recovery._space(host), "address", "flush", "dev", "eth0", "to", ADDRESS)
             recovery._plug(host, "up")
             self.power_on(host)
-        self.wait_rest()
-        self.tool(HOSTS[0], "crm_resource", "--cleanup")
+        self._wait_rest()
 
     # ---- what a cluster with another service says otherwise ----
 
@@ -261,7 +262,7 @@ class Cluster:
         (room / "pages/index.html").write_text(f"host {host}\n")
         (room / "etc/corosync/nginx.conf").write_text(
             # A line begins with what the agent reads, too.
-            "pid /run/nginx.pid;\nerror_log /run/nginx.log; events {}\n"
+            "pid /run/nginx.pid;\nuser root; error_log /run/nginx.log; events {}\n"
             f"http {{ access_log off; server {{\nlisten 80;\nroot {room}/pages;\n}} }}\n"
         )
 
@@ -270,6 +271,10 @@ class Cluster:
         argv += ["sh", "-c", INSIDE, "sh", str(self._bench.room(host)), f"host{host}"]
         self._hosts[host] = self._bench.processes.start(f"pacemaker-{host}", argv, environment=self.environment(host))
         self._bench.processes.wait_until(f"host {host} has its namespaces", lambda: self._first(host) is not None, 30, pause=0.02)
+
+    def _ask(self, program: str, *words: str) -> str:
+        """A tool of Pacemaker, on the first host."""
+        return self._bench.processes.run([*self._enter(HOSTS[0]), tool(program), *words], timeout=90)
 
     def _enter(self, host: int) -> list[str]:
         return ["nsenter", "--target", str(self._first(host)), "--net", "--mount", "--ipc", "--uts", "--pid", "--"]
@@ -284,7 +289,7 @@ class Cluster:
 
     def _is_at_rest(self) -> bool:
         for host in HOSTS:
-            shown = self._bench.processes.answer([*self._enter(host), "crm_mon", "--one-shot", "--output-as=xml"])
+            shown = self._bench.processes.answer([*self._enter(host), tool("crm_mon"), "--one-shot", "--output-as=xml"])
             if shown is None:
                 return False
             tree = ElementTree.fromstring(shown)
@@ -306,8 +311,8 @@ class Guests(Cluster):
         self._libvirtds: dict[int, experiment.Libvirtd] = {}
         self._restores = False
 
-    def make_golden(self) -> Client:
-        """A disk whose system serves the page after every boot, and a state in which it does; a client that gets it."""
+    def make_golden(self) -> None:
+        """A disk whose system serves the page after every boot, and a state in which it does."""
         self._bench.progress.phase("Pacemaker: a virtual machine with a service")
         self._golden.mkdir()
         disk = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(experiment.IMAGE / "disk.qcow2")]
@@ -322,18 +327,23 @@ class Guests(Cluster):
         self._bench.processes.wait_until("the virtual machine answers", lambda: libvirtd.answers("guest"), 300)
         install = {"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", INSTALL]}}
         libvirtd.virsh("qemu-agent-command", "guest", json.dumps(install))
-        client = Client(self._bench, ADDRESS, pause=0.02)
+        Client(self._bench, ADDRESS, pause=0.02).stop()
         libvirtd.virsh("save", "guest", f"{GUEST}/guest.state")
         for name in ("disk.qcow2", "guest.state"):
             shutil.copy(libvirtd.folder / "lib/guest" / name, self._golden)
         libvirtd.stop()
-        return client
+
+    def stop(self) -> None:
+        self._bench.processes.stop_all()
+        for libvirtd in self._libvirtds.values():
+            libvirtd.end()
 
     def keep_states(self) -> None:
         """From now on a virtual machine is restored, not booted."""
         self._restores = True
+        holder = self.holder()
         for host in HOSTS:
-            if host != self.holder():
+            if host != holder:
                 self._fill(host)
 
     def resources(self) -> str:
