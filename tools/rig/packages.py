@@ -23,6 +23,7 @@ UNITS = {
     "lsyncd": ["lsyncd.service"],
     "nfs-common": ["nfs-client.target"],
     "nfs-ganesha": ["nfs-ganesha.service"],
+    "pacemaker": ["pacemaker.service"],
     "rpcbind": ["rpcbind.service", "rpcbind.socket"],
     "rsync": ["rsync.service"],
 }
@@ -64,7 +65,7 @@ def _apt_install(names: list[str]) -> subprocess.CompletedProcess[str]:
     if os.geteuid() != 0:
         raise RigError(f"packages are missing ({' '.join(names)}) and installing needs root: run 'sudo tools/bench ...'")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    argv = ["apt-get", "install", "-y", "--no-install-recommends", *names]
+    argv = ["apt-get", "install", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", *names]
     return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=900, check=False)
 
 
