@@ -102,6 +102,8 @@ class Libvirtd:
     def __init__(self, bench: Bench, host: int) -> None:
         self._bench = bench
         self.folder = bench.work / f"libvirt-{host}"
+        # What it sees as /var/lib/libvirt, so that a saved state fits every host.
+        self.machines = self.folder / "lib"
         socket = self.folder / "run/libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={socket}"
         self._process = bench.processes.start(f"libvirtd-{host}", [*recovery._enter(host), str(TOOLS / "own-libvirtd"), str(self.folder)])
@@ -314,24 +316,24 @@ def _procedure(server: int) -> tuple[dict[str, tuple[str, str]], str, str]:
 class Guest:
     """One virtual machine that is measured without p2pdb."""
 
-    def __init__(self, bench: Bench, libvirtd: Libvirtd, number: int) -> None:
+    def __init__(self, bench: Bench, libvirtd: Libvirtd, name: str, devices: str = "") -> None:
         self._libvirtd = libvirtd
-        self.name = f"guest-{number}"
+        self.name = name
         self._folder = bench.work / self.name
         self._folder.mkdir()
         self.state = self._folder / "state"
-        self._disk = self._folder / "disk.qcow2"
-        bench.processes.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(IMAGE / "disk.qcow2"), str(self._disk)])
+        self.disk = libvirtd.machines / f"{name}.qcow2"
+        bench.processes.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(IMAGE / "disk.qcow2"), str(self.disk)])
         self._definition = self._folder / "definition.xml"
         self._definition.write_text(
             f"<domain type='qemu'><name>{self.name}</name><memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>1</vcpu>"
             f"<os><type arch='x86_64'>hvm</type><kernel>{IMAGE}/vmlinuz</kernel><initrd>{IMAGE}/initrd.img</initrd>"
             "<cmdline>console=ttyS0 quiet panic=-1</cmdline></os><features><acpi/></features>"
             "<on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash><devices>"
-            f"<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='unsafe'/><source file='{self._disk}'/>"
+            f"<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='unsafe'/><source file='/var/lib/libvirt/{name}.qcow2'/>"
             "<target dev='vda' bus='virtio'/></disk>"
             "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel><memballoon model='none'/>"
-            "</devices></domain>"
+            f"{devices}</devices></domain>"
         )
 
     def cold(self) -> None:
@@ -366,7 +368,7 @@ class Guest:
 def _starts(bench: Bench, runs: int) -> Starts:
     starts = Starts()
     libvirtd = Libvirtd(bench, 1)
-    guests = [Guest(bench, libvirtd, number) for number in (1, 2)]
+    guests = [Guest(bench, libvirtd, f"guest-{number}") for number in (1, 2)]
     try:
         share = _share(bench)
         for number in range(max(1, runs // 3)):
