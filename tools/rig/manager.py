@@ -29,6 +29,11 @@ ORDERS_PORT = 7500
 NETWORK_BYTES_S = 125_000_000
 READ_BYTES = 65536
 
+# The order of arguments is another one in later versions.
+libnfs = ctypes.CDLL("libnfs.so.13")
+libnfs.nfs_init_context.restype = ctypes.c_void_p
+libnfs.nfs_get_error.restype = ctypes.c_char_p
+
 
 def log(*words: str) -> None:
     print(time.time_ns(), *words, flush=True)
@@ -43,82 +48,79 @@ def operation(group: list[str]) -> list[str]:
 
 
 class Share:
-    """The management files, for as long as the lock is held or one file is read."""
+    """The management files."""
 
-    # The order of arguments is another one in later versions.
-    _library = ctypes.CDLL("libnfs.so.13")
-    _library.nfs_init_context.restype = ctypes.c_void_p
-    _library.nfs_get_error.restype = ctypes.c_char_p
+    def __init__(self, nfs: ctypes.c_void_p) -> None:
+        self._nfs = nfs
 
-    def __init__(self, server: str) -> None:
-        self._nfs = ctypes.c_void_p(self._library.nfs_init_context())
-        self._library.nfs_set_version(self._nfs, 4)
-        self._library.nfs_set_autoreconnect(self._nfs, 0)
-        self._library.nfs_set_timeout(self._nfs, 2000)
-        # Two clients with one name would end each other's open files.
-        self._library.nfs4_set_client_name(self._nfs, uuid.uuid4().hex.encode())
-        self._call("mount", server.encode(), b"/share")
-
-    def _call(self, name: str, *arguments: object) -> int:
-        result = getattr(self._library, f"nfs_{name}")(self._nfs, *arguments)
+    def call(self, name: str, *arguments: object) -> int:
+        result = getattr(libnfs, f"nfs_{name}")(self._nfs, *arguments)
         if result < 0:
-            told = self._library.nfs_get_error(self._nfs) or b""
-            raise OSError(-result, f"nfs {name}: {told.decode(errors='replace')}")
+            raise OSError(-result, f"nfs {name}: {(libnfs.nfs_get_error(self._nfs) or b'').decode()}")
         return result
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        while True:
-            try:
-                self._write("lock", "", os.O_EXCL)
-                break
-            except FileExistsError:
-                time.sleep(0.01)
-        try:
-            yield
-        finally:
-            self._call("unlink", b"/lock")
-
     def read(self, name: str) -> list[str]:
-        file, text = ctypes.c_void_p(), ctypes.create_string_buffer(READ_BYTES)
-        self._call("open", f"/{name}".encode(), os.O_RDONLY, ctypes.byref(file))
-        size = self._call("read", file, ctypes.c_uint64(READ_BYTES), text)
-        self._call("close", file)
+        text = ctypes.create_string_buffer(READ_BYTES)
+        with self._open(name, os.O_RDONLY) as file:
+            size = self.call("read", file, ctypes.c_uint64(READ_BYTES), text)
         return text.raw[:size].decode().splitlines()
 
     def write(self, name: str, rows: list[str]) -> None:
         """At once, because whoever only reads has no lock."""
-        self._write("new", "".join(f"{row}\n" for row in rows), os.O_TRUNC)
-        self._call("rename", b"/new", f"/{name}".encode())
+        text = "".join(f"{row}\n" for row in rows).encode()
+        with self._open("new", os.O_CREAT | os.O_TRUNC | os.O_WRONLY) as file:
+            self.call("write", file, ctypes.c_uint64(len(text)), text)
+        self.call("rename", b"/new", f"/{name}".encode())
 
-    def _write(self, name: str, text: str, how: int) -> None:
-        file, content = ctypes.c_void_p(), text.encode()
-        self._call("open", f"/{name}".encode(), os.O_CREAT | os.O_WRONLY | how, ctypes.byref(file))
-        if content:
-            self._call("write", file, ctypes.c_uint64(len(content)), content)
-        self._call("close", file)
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        while True:
+            with contextlib.suppress(FileExistsError), self._open("lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY):
+                break
+            time.sleep(0.01)
+        try:
+            yield
+        finally:
+            self.call("unlink", b"/lock")
 
-    def close(self) -> None:
-        self._library.nfs_destroy_context(self._nfs)
+    @contextlib.contextmanager
+    def _open(self, name: str, how: int) -> Iterator[ctypes.c_void_p]:
+        file = ctypes.c_void_p()
+        self.call("open", f"/{name}".encode(), how, ctypes.byref(file))
+        try:
+            yield file
+        finally:
+            self.call("close", file)
+
+
+@contextlib.contextmanager
+def mounted(server: str) -> Iterator[Share]:
+    nfs = ctypes.c_void_p(libnfs.nfs_init_context())
+    try:
+        libnfs.nfs_set_version(nfs, 4)
+        libnfs.nfs_set_autoreconnect(nfs, 0)
+        libnfs.nfs_set_timeout(nfs, 2000)
+        # Two clients with one name would end each other's open files.
+        libnfs.nfs4_set_client_name(nfs, uuid.uuid4().hex.encode())
+        share = Share(nfs)
+        share.call("mount", server.encode(), b"/share")
+        yield share
+    finally:
+        libnfs.nfs_destroy_context(nfs)
+
+
+def found(settings: dict) -> None:
+    group = list(settings["hosts"])
+    with mounted(settings["file_server"]) as share:
+        for name, rows in (("Group", group), ("Operation", operation(group)), ("Problem", []), ("Condition", [])):
+            share.write(name, rows)
 
 
 class Manager:
     def __init__(self, settings: dict, name: str) -> None:
-        self._settings = settings
-        self._hosts = settings["hosts"]
+        self._file_server, self._hosts = settings["file_server"], settings["hosts"]
         self._name = name
         self._own = self._hosts[name]
-
-    @contextlib.contextmanager
-    def _share(self) -> Iterator[Share]:
-        with contextlib.closing(Share(self._settings["file_server"])) as share:
-            yield share
-
-    def found(self) -> None:
-        group = list(self._hosts)
-        with self._share() as share:
-            for name, rows in (("Group", group), ("Operation", operation(group)), ("Problem", []), ("Condition", [])):
-                share.write(name, rows)
 
     def run(self) -> None:
         subprocess.run(["ip", "address", "replace", f"{self._own['service']}/24", "dev", "eth0"], check=True)
@@ -128,7 +130,7 @@ class Manager:
         while True:
             wait_for_moment(0)
             try:
-                with self._share() as share:
+                with mounted(self._file_server) as share:
                     rows = [row.split(", ") for row in share.read("Operation")]
             except OSError as error:
                 log("unreachable", "file server", str(error))
@@ -168,7 +170,7 @@ class Manager:
 
     def _decide(self, target: str) -> str | None:
         """Where the target is played, written down; nowhere when that is not for this manager to say."""
-        with self._share() as share, share.locked():
+        with mounted(self._file_server) as share, share.locked():
             group, problem = share.read("Group"), share.read("Problem")
             if self._name not in group or target not in group:
                 return None
@@ -219,7 +221,7 @@ class Manager:
     def _play(self, target: str) -> None:
         folder = Path(self._own["machines"])
         for file in (f"{target}b.qcow2", f"{target}b.state"):
-            url = f"nfs://{self._settings['file_server']}/share/{file}?version=4"
+            url = f"nfs://{self._file_server}/share/{file}?version=4"
             (folder / file).unlink(missing_ok=True)
             subprocess.run(["nfs-cp", url, str(folder / file)], check=True, capture_output=True)
         log("fetched", target)
@@ -240,7 +242,7 @@ class Manager:
             average = [sum(pair) / len(samples) for pair in zip(*samples, strict=True)]
             predicted = max(now + (now - then) for now, then in zip(average, before or average, strict=True))
             before = average
-            with contextlib.suppress(OSError), self._share() as share, share.locked():
+            with contextlib.suppress(OSError), mounted(self._file_server) as share, share.locked():
                 others = [row for row in share.read("Condition") if not row.startswith(f"{self._name}, ")]
                 share.write("Condition", [*others, f"{self._name}, {predicted:.4f}, {time.time():.2f}"])
 
@@ -277,7 +279,4 @@ def announce(address: str, mac: str | None = None) -> None:
 
 if __name__ == "__main__":
     configuration = json.loads(Path(sys.argv[1]).read_text())
-    if sys.argv[2] == "found":
-        Manager(configuration, next(iter(configuration["hosts"]))).found()
-    else:
-        Manager(configuration, sys.argv[2]).run()
+    found(configuration) if sys.argv[2] == "found" else Manager(configuration, sys.argv[2]).run()
