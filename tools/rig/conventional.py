@@ -15,11 +15,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from . import experiment, manager, packages, recovery
+from . import manager, packages, paper_group, recovery, starts
 from .bench import Bench
 from .errors import RigError
-from .experiment import Guest, Libvirtd, Machines
+from .paper_group import PaperGroup
 from .recovery import CLIENT, SERVERS
+from .virtual_machines import Guest, Libvirtd
 
 FUNCTION = "recovery of the function"
 # Whose virtual servers are prepared: those that fail.
@@ -29,21 +30,21 @@ PROGRAM = Path(manager.__file__)
 
 def measure(bench: Bench, runs: int) -> list[recovery.Case]:
     """With the machine's lock held; empty where there is no file server."""
-    packages.ensure([*experiment.PROGRAMS, "iputils-ping"], bench.progress)
+    packages.ensure([*paper_group.PROGRAMS, "iputils-ping"], bench.progress)
     with recovery._network(), bench.fresh():
-        share = experiment._share(bench)
+        share = starts.share_on(bench, CLIENT)
         if share is None:
             return []
         group = Conventional(bench, share)
         try:
             group.start()
             failures = {"St": group.fail_service, "Nt": group.cut_off, "St and Nt, neighbours": group.fail_neighbours}
-            return [experiment._repeat(bench, f"{name}, conventional (NFS)", TARGETS[:1], runs, fail) for name, fail in failures.items()]
+            return [recovery.repeat(bench, f"{name}, conventional (NFS)", runs, TARGETS[:1], fail) for name, fail in failures.items()]
         finally:
             group.stop()
 
 
-class Conventional(Machines):
+class Conventional(PaperGroup):
     """The same servers, recovered by managers that share files."""
 
     def __init__(self, bench: Bench, share: Path) -> None:
@@ -59,7 +60,7 @@ class Conventional(Machines):
             libvirtd.virsh("domcapabilities", "--virttype", "qemu")
         hosts = {}
         for server, libvirtd in self._libvirtds.items():
-            port, question = experiment.QUESTIONS[server]
+            port, question = paper_group.QUESTIONS[server]
             hosts[f"S{server}"] = {
                 "address": recovery._address(server), "service": recovery._service(server), "port": port, "question": question,
                 "mac": _mac(server), "libvirt": libvirtd.uri, "machines": str(libvirtd.machines),
@@ -77,7 +78,7 @@ class Conventional(Machines):
         libvirtd = self._libvirtds[server]
         guest = Guest(self._bench, libvirtd, f"S{server}b", card)
         guest.cold()
-        files, check, script = experiment._procedure(server)
+        files, check, script = paper_group.procedure(server)
         lines = ["set -e"]
         for target, content in files.values():
             lines.append(f"mkdir -p {Path(target).parent}; echo {base64.b64encode(content.encode()).decode()} | base64 -d >{target}")

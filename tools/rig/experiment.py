@@ -21,6 +21,7 @@ from .bench import Bench
 from .errors import RigError, Skipped
 from .paper_group import NAMES, PaperGroup
 from .recovery import Case
+from .starts import Starts
 from .virtual_machines import IMAGE, MEMORY_MIB
 
 EXTRA_RUNS = 5
@@ -33,7 +34,7 @@ PARTS = ("sync", "starts", "fast", "paper", "peers")
 class Findings:
     """What was found so far."""
 
-    starts: starts.Starts = field(default_factory=starts.Starts)
+    starts: Starts = field(default_factory=Starts)
     cases: list[Case] = field(default_factory=list)
     alone_ms: list[float] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
@@ -75,14 +76,14 @@ def _measure_fast(bench: Bench, found: Findings, runs: int) -> None:
             found.alone_ms = [group.procedure_alone(5) for _ in range(few)]
             _add_papers_cases(bench, found, group, "fast", runs)
             for server in (1, 2, 3, 4):
-                _repeat(bench, found, f"St of {NAMES[server]}, fast", few, lambda server=server: group.fail_service(server))
-            _repeat(bench, found, "three machines, fast", runs, lambda: group.fail_machines([4, 5, 6]))
-            _repeat(bench, found, "the host of a stand-in, fast", few, lambda: group.fail_host_of_stand_in(5))
-            _repeat(bench, found, "two parted from four, fast", few, lambda: group.split([5, 6]))
+                _repeat(bench, found, f"St of {NAMES[server]}, fast", few, server, group.fail_service)
+            _repeat(bench, found, "three machines, fast", runs, 4, lambda _: group.fail_machines([4, 5, 6]))
+            _repeat(bench, found, "the host of a stand-in, fast", few, 5, group.fail_host_of_stand_in)
+            _repeat(bench, found, "two parted from four, fast", few, 5, lambda _: group.split([5, 6]))
             without = "half with the first elector, without witness, fast"
-            _repeat(bench, found, without, 1, lambda: group.fail_half_without_decision([1, 2, 3], NO_DECISION_S))
+            _repeat(bench, found, without, 1, 1, lambda _: group.fail_half_without_decision([1, 2, 3], NO_DECISION_S))
             group.add_witness()
-            _repeat(bench, found, "half with the first elector, with witness, fast", few, lambda: group.fail_machines([1, 2, 3]))
+            _repeat(bench, found, "half with the first elector, with witness, fast", few, 1, lambda _: group.fail_machines([1, 2, 3]))
         finally:
             group.stop()
 
@@ -115,17 +116,13 @@ def _unless_skipped(bench: Bench, name: str, measure: Callable[[], list[Case]]) 
 
 
 def _add_papers_cases(bench: Bench, found: Findings, group: PaperGroup, preset: str, runs: int) -> None:
-    _repeat(bench, found, f"St, {preset}", runs, lambda: group.fail_service(5))
-    _repeat(bench, found, f"Nt, {preset}", runs, lambda: group.cut_off(5))
-    _repeat(bench, found, f"St and Nt, neighbours, {preset}", runs, lambda: group.fail_neighbours(5))
+    _repeat(bench, found, f"St, {preset}", runs, 5, group.fail_service)
+    _repeat(bench, found, f"Nt, {preset}", runs, 5, group.cut_off)
+    _repeat(bench, found, f"St and Nt, neighbours, {preset}", runs, 5, group.fail_neighbours)
 
 
-def _repeat(bench: Bench, found: Findings, name: str, runs: int, fail: Callable[[], dict[str, float]]) -> None:
-    case = Case(name)
-    found.cases.append(case)
-    for number in range(runs):
-        bench.progress.phase(f"{name}: {number + 1} of {runs}")
-        case.runs.append(fail())
+def _repeat(bench: Bench, found: Findings, name: str, runs: int, server: int, fail: Callable[[int], dict[str, float]]) -> None:
+    found.cases.append(recovery.repeat(bench, name, runs, [server], fail))
     _write(bench, found)
 
 
@@ -223,7 +220,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
-def _start_table(measured: starts.Starts) -> list[str]:
+def _start_table(measured: Starts) -> list[str]:
     rows = [["", "runs", "median ms", "smallest to largest", "variation", "the paper, s"]]
     for kind, values in measured.samples.items():
         spread, paper = f"{min(values):.0f} to {max(values):.0f}", starts.PAPER.get(kind)
@@ -240,7 +237,7 @@ def _start_table(measured: starts.Starts) -> list[str]:
     return lines
 
 
-def _cost_table(measured: starts.Starts) -> list[str]:
+def _cost_table(measured: Starts) -> list[str]:
     rows = [["two originals", "memory, MiB", "on disk, MiB", "one answers after ms", "both answer after ms"]]
     for keep, way in (("paused", "resumed"), ("saved", "from disk")):
         if way in measured.memory_mib:

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from . import experiment, packages, recovery
+from . import packages, recovery
 from .bench import Bench, tool
 from .recovery import Case, Client
+from .virtual_machines import IMAGE, MEMORY_MIB, Libvirtd
 
 PACKAGES = ["pacemaker", "corosync", "pacemaker-cli-utils", "resource-agents", "nginx-light", "procps"]
 HOSTS = [1, 2, 3]
@@ -133,7 +134,7 @@ def measure(bench: Bench, runs: int) -> list[Case]:
             cluster.move_at_first_failure()
             cases.append(_repeat(bench, cluster, "service", runs, cluster.kill_service))
             cases.append(_repeat(bench, cluster, "machine", runs, cluster.power_off))
-    if not (experiment.IMAGE / "image.json").exists():
+    if not (IMAGE / "image.json").exists():
         bench.skip("Pacemaker with virtual machines", "there is no image; build it with 'tools/image full'")
         return cases
     with recovery._network(), bench.fresh():
@@ -308,14 +309,14 @@ class Guests(Cluster):
     def __init__(self, bench: Bench, settings: Settings) -> None:
         super().__init__(bench, settings)
         self._golden = bench.work / "golden"
-        self._libvirtds: dict[int, experiment.Libvirtd] = {}
+        self._libvirtds: dict[int, Libvirtd] = {}
         self._restores = False
 
     def make_golden(self) -> None:
         """A disk whose system serves the page after every boot, and a state in which it does."""
         self._bench.progress.phase("Pacemaker: a virtual machine with a service")
         self._golden.mkdir()
-        disk = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(experiment.IMAGE / "disk.qcow2")]
+        disk = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(IMAGE / "disk.qcow2")]
         self._bench.processes.run([*disk, str(self._golden / "disk.qcow2")])
         (self._golden / "guest.xml").write_text(_definition())
         for host in HOSTS:
@@ -370,7 +371,7 @@ class Guests(Cluster):
         super().mend(host)
 
     def _start_libvirtd(self, host: int) -> None:
-        self._libvirtds[host] = experiment.Libvirtd(self._bench, host)
+        self._libvirtds[host] = Libvirtd(self._bench, host)
         self._fill(host)
 
     def _fill(self, host: int) -> None:
@@ -388,8 +389,8 @@ class Guests(Cluster):
 def _definition() -> str:
     """The agent looks for a line with the name."""
     return (
-        f"<domain type='qemu'>\n<name>guest</name>\n<memory unit='MiB'>{experiment.MEMORY_MIB}</memory><vcpu>1</vcpu>"
-        f"<os><type arch='x86_64'>hvm</type><kernel>{experiment.IMAGE}/vmlinuz</kernel><initrd>{experiment.IMAGE}/initrd.img</initrd>"
+        f"<domain type='qemu'>\n<name>guest</name>\n<memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>1</vcpu>"
+        f"<os><type arch='x86_64'>hvm</type><kernel>{IMAGE}/vmlinuz</kernel><initrd>{IMAGE}/initrd.img</initrd>"
         "<cmdline>console=ttyS0 quiet panic=-1 net.ifnames=0</cmdline></os><features><acpi/></features>"
         "<on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash><devices>"
         f"<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='unsafe'/><source file='{GUEST}/disk.qcow2'/>"

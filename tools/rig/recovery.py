@@ -20,7 +20,7 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,10 +97,10 @@ def run(bench: Bench, runs: int, preset: str) -> None:
             try:
                 group.start()
                 cases += [
-                    _repeat(bench, group, "service", runs, group.fail_service),
-                    _repeat(bench, group, "machine", runs, group.fail_machine),
-                    _repeat(bench, group, "cut off", runs, group.cut_off),
-                    _repeat(bench, group, "two at once", runs, group.fail_two),
+                    repeat(bench, "service", runs, SERVERS, group.fail_service),
+                    repeat(bench, "machine", runs, SERVERS, group.fail_machine),
+                    repeat(bench, "cut off", runs, SERVERS, group.cut_off),
+                    repeat(bench, "two at once", runs, SERVERS, group.fail_two),
                 ]
             finally:
                 group.stop()
@@ -111,11 +111,12 @@ def run(bench: Bench, runs: int, preset: str) -> None:
     _write(bench, cases)
 
 
-def _repeat(bench: Bench, group: "Group", name: str, runs: int, fail) -> Case:
+def repeat(bench: Bench, name: str, runs: int, servers: list[int], fail: Callable[[int], dict[str, float]]) -> Case:
+    """Runs of one failure, of one server after the other."""
     case = Case(name)
     for number in range(runs):
         bench.progress.phase(f"{name}: {number + 1} of {runs}")
-        case.runs.append(fail(SERVERS[number % len(SERVERS)]))
+        case.runs.append(fail(servers[number % len(servers)]))
     return case
 
 
