@@ -1,11 +1,12 @@
 """The paper's conventional method (its section 2 and Fig. 13) as the baseline of recovery: everything is on one NFS file server.
 
 Method: the six servers, their services, their libvirtds and the client of the experiment; no p2pdb. On each host a manager (`manager.py`)
-shares the management files through NFS (version 4, ganesha in the client's network, libnfs), and examines the hosts that the file Operation
-says, in step with the others every 10 s (network 2 s, service 3 s, one failure counts). The system data of the virtual servers, a saved state
-that plays the service already and its disk, are on the share and nowhere else; the host with the lowest load gets them with nfs-cp, restores
-them, and announces the address. What a kernel's client would read through a mount is copied, and the disk's backing image is on every host.
-Failures are made in the middle of an interval, as in the paper. `recovery of the function` is from certain to answering (Figs. 14 and 15).
+shares the management files through NFS (version 4, ganesha in the client's network, libnfs), and examines the hosts that the file
+Operation says, in step with the others every 10 s (network 2 s, service 3 s, one failure counts). The system data of the virtual servers,
+a saved state that plays the service already and its disk, are on the share and nowhere else; the host with the lowest load gets them with
+nfs-cp, restores them, and announces the address. What a kernel's client would read through a mount is copied, and the disk's backing image
+is on every host. Failures are made in the middle of an interval, as in the paper. `recovery of the function` is from certain to answering
+(Figs. 14 and 15).
 """
 
 import base64

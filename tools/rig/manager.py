@@ -29,11 +29,6 @@ ORDERS_PORT = 7500
 NETWORK_BYTES_S = 125_000_000
 READ_BYTES = 65536
 
-# The order of arguments is another one in later versions.
-libnfs = ctypes.CDLL("libnfs.so.13")
-libnfs.nfs_init_context.restype = ctypes.c_void_p
-libnfs.nfs_get_error.restype = ctypes.c_char_p
-
 
 def log(*words: str) -> None:
     print(time.time_ns(), *words, flush=True)
@@ -50,13 +45,13 @@ def operation(group: list[str]) -> list[str]:
 class Share:
     """The management files."""
 
-    def __init__(self, nfs: ctypes.c_void_p) -> None:
-        self._nfs = nfs
+    def __init__(self, libnfs: ctypes.CDLL, nfs: ctypes.c_void_p) -> None:
+        self._libnfs, self._nfs = libnfs, nfs
 
     def call(self, name: str, *arguments: object) -> int:
-        result = getattr(libnfs, f"nfs_{name}")(self._nfs, *arguments)
+        result = getattr(self._libnfs, f"nfs_{name}")(self._nfs, *arguments)
         if result < 0:
-            raise OSError(-result, f"nfs {name}: {(libnfs.nfs_get_error(self._nfs) or b'').decode()}")
+            raise OSError(-result, f"nfs {name}: {(self._libnfs.nfs_get_error(self._nfs) or b'').decode()}")
         return result
 
     def read(self, name: str) -> list[str]:
@@ -95,6 +90,10 @@ class Share:
 
 @contextlib.contextmanager
 def mounted(server: str) -> Iterator[Share]:
+    # The order of arguments is another one in later versions.
+    libnfs = ctypes.CDLL("libnfs.so.13")
+    libnfs.nfs_init_context.restype = ctypes.c_void_p
+    libnfs.nfs_get_error.restype = ctypes.c_char_p
     nfs = ctypes.c_void_p(libnfs.nfs_init_context())
     try:
         libnfs.nfs_set_version(nfs, 4)
@@ -102,7 +101,7 @@ def mounted(server: str) -> Iterator[Share]:
         libnfs.nfs_set_timeout(nfs, 2000)
         # Two clients with one name would end each other's open files.
         libnfs.nfs4_set_client_name(nfs, uuid.uuid4().hex.encode())
-        share = Share(nfs)
+        share = Share(libnfs, nfs)
         share.call("mount", server.encode(), b"/share")
         yield share
     finally:
@@ -225,7 +224,8 @@ class Manager:
             (folder / file).unlink(missing_ok=True)
             subprocess.run(["nfs-cp", url, str(folder / file)], check=True, capture_output=True)
         log("fetched", target)
-        subprocess.run(["virsh", "-q", "-c", self._own["libvirt"], "restore", str(folder / f"{target}b.state")], check=True, capture_output=True)
+        restore = ["virsh", "-q", "-c", self._own["libvirt"], "restore", str(folder / f"{target}b.state")]
+        subprocess.run(restore, check=True, capture_output=True)
         log("restored", target)
         announce(self._hosts[target]["service"], self._hosts[target]["mac"])
 
