@@ -164,6 +164,15 @@ def _end_agents(directory: Path) -> None:
                 os.kill(int(pid), signal.SIGKILL)
 
 
+def _descendants(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents if parent == one]
+    return found[1:]
+
+
 def _space(host: int) -> str:
     return f"{PREFIX}-{host}"
 
@@ -333,8 +342,10 @@ class Group:
         self._services[server] = self._bench.processes.start(f"service-S{server}", argv)
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        """With all that descends from it, also in process groups of their own."""
+        for pid in [process.pid, *_descendants(process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._bench.processes.stop(process)
 
     def _first_other(self, *servers: int) -> int:

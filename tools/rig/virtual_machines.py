@@ -58,6 +58,8 @@ class Guest:
         packages.ensure(["python3-libvirt"], bench.progress)
         import libvirt
 
+        # What goes wrong is told by what is raised.
+        libvirt.registerErrorHandler(lambda *_: None, None)
         self._connection = libvirt.open(libvirtd.uri)
         self.name = name
         folder = bench.work / name
