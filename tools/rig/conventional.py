@@ -19,7 +19,7 @@ from pathlib import Path
 from . import manager, packages, paper_group, recovery, starts
 from .bench import Bench
 from .errors import RigError
-from .paper_group import PaperGroup
+from .paper_group import NETWORK_RATE, PaperGroup
 from .recovery import CLIENT, SERVERS
 from .virtual_machines import Guest, Libvirtd
 
@@ -32,7 +32,7 @@ PROGRAM = Path(manager.__file__)
 def measure(bench: Bench, runs: int) -> list[recovery.Case]:
     """With the machine's lock held; empty where there is no file server."""
     packages.ensure([*paper_group.PROGRAMS, "iputils-ping"], bench.progress)
-    with recovery._network(), bench.fresh():
+    with recovery._network(NETWORK_RATE), bench.fresh():
         share = starts.share_on(bench, CLIENT)
         if share is None:
             return []

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from . import conventional, etcd, machine, namespaces, nfs, p2pdb, pacemaker, packages, paper_group, plot, recovery, report, starts, sync
 from .bench import Bench
 from .errors import RigError, Skipped
-from .paper_group import NAMES, PaperGroup
+from .paper_group import NAMES, NETWORK_RATE, PaperGroup
 from .recovery import Case
 from .starts import Starts
 from .virtual_machines import IMAGE, MEMORY_MIB
@@ -63,12 +63,12 @@ def run(bench: Bench, runs: int, paper_runs: int, parts: list[str]) -> None:
 
 
 def _measure_starts(bench: Bench, found: Findings, runs: int) -> None:
-    with recovery._network(), bench.fresh():
+    with recovery._network(NETWORK_RATE), bench.fresh():
         found.starts = starts.measure(bench, runs)
 
 
 def _measure_fast(bench: Bench, found: Findings, runs: int) -> None:
-    with recovery._network(), bench.fresh():
+    with recovery._network(NETWORK_RATE), bench.fresh():
         group = PaperGroup(bench, "fast")
         few = max(1, min(runs, EXTRA_RUNS))
         try:
@@ -89,7 +89,7 @@ def _measure_fast(bench: Bench, found: Findings, runs: int) -> None:
 
 
 def _measure_paper(bench: Bench, found: Findings, runs: int) -> None:
-    with recovery._network(), bench.fresh():
+    with recovery._network(NETWORK_RATE), bench.fresh():
         group = PaperGroup(bench, "paper")
         try:
             group.start()
@@ -116,14 +116,20 @@ def _unless_skipped(bench: Bench, name: str, measure: Callable[[], list[Case]]) 
 
 
 def _add_papers_cases(bench: Bench, found: Findings, group: PaperGroup, preset: str, runs: int) -> None:
-    _repeat(bench, found, f"St, {preset}", runs, 5, group.fail_service)
-    _repeat(bench, found, f"Nt, {preset}", runs, 5, group.cut_off)
-    _repeat(bench, found, f"St and Nt, neighbours, {preset}", runs, 5, group.fail_neighbours)
+    failures = {"St": group.fail_service, "Nt": group.cut_off, "St and Nt, neighbours": group.fail_neighbours}
+    for failure, fail in failures.items():
+        _repeat(bench, found, f"{failure}, {preset}", runs, 5, fail)
+        _keep_story(bench, group, f"{failure}, {preset}")
 
 
 def _repeat(bench: Bench, found: Findings, name: str, runs: int, server: int, fail: Callable[[int], dict[str, float]]) -> None:
     found.cases.append(recovery.repeat(bench, name, runs, [server], fail))
     _write(bench, found)
+
+
+def _keep_story(bench: Bench, group: PaperGroup, name: str) -> None:
+    """How p2pdb itself explains the last run of a failure."""
+    (bench.folder / f"why {name}.txt").write_text(group.story, encoding="utf-8")
 
 
 # ---- the report ----

@@ -14,6 +14,8 @@ from .errors import RigError
 from .recovery import CLIENT, SERVERS, SWITCH, Client, Group
 from .virtual_machines import IMAGE, MEMORY_MIB, Libvirtd
 
+# Of every cable, as the paper's switch was a 1000BASE-T one.
+NETWORK_RATE = "1gbit"
 PROGRAMS = ["postfix", "openssh-server", "vsftpd", "squid", "nginx-light"]
 NAMES = {1: "Mail", 2: "Login", 3: "FTP", 4: "Proxy", 5: "Web 1", 6: "Web 2"}
 CHECKS = {1: "mail, smtp 25", 2: "login, ssh", 3: "files, ftp", 4: "proxy, tcp 3128", 5: "web, http 80 /", 6: "web, http 80 /"}

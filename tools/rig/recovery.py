@@ -124,7 +124,8 @@ def repeat(bench: Bench, name: str, runs: int, servers: list[int], fail: Callabl
 
 
 @contextlib.contextmanager
-def _network() -> Iterator[None]:
+def _network(rate: str = "") -> Iterator[None]:
+    """The hosts on one switch; with a rate, by cables that carry so much each way."""
     _clean()
     try:
         _ip("netns", "add", SWITCH)
@@ -139,6 +140,9 @@ def _network() -> Iterator[None]:
             _ip("-n", space, "link", "add", "eth0", "up", "type", "bridge")
             _ip("-n", space, "link", "set", "uplink", "master", "eth0")
             _ip("-n", space, "address", "add", f"{_address(host)}/24", "dev", "eth0")
+            if rate:
+                for place, device in ((space, "uplink"), (SWITCH, f"port{host}")):
+                    _run("tc", "-n", place, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst", "256kb", "latency", "50ms")
         yield
     finally:
         _clean()
@@ -190,9 +194,13 @@ def _plug(host: int, state: str) -> None:
 
 
 def _ip(*arguments: str) -> str:
-    result = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=30, check=False)
+    return _run("ip", *arguments)
+
+
+def _run(*argv: str) -> str:
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     if result.returncode != 0:
-        raise RigError(f"'ip {' '.join(arguments)}' failed: {result.stderr.strip()}")
+        raise RigError(f"'{' '.join(argv)}' failed: {result.stderr.strip()}")
     return result.stdout
 
 
@@ -251,6 +259,8 @@ class Group:
         self._binary = str(bench.options.binary)
         self._daemons: dict[int, subprocess.Popen[bytes]] = {}
         self._services: dict[int, subprocess.Popen[bytes]] = {}
+        # What `p2pdb why` tells of the servers that failed last.
+        self.story = ""
 
     def directory(self, server: int) -> Path:
         return self._bench.work / f"S{server}"
@@ -427,8 +437,10 @@ class Group:
             client.wait_for_change(failed_ns, f"S{server} played", f"S{server} is played")
         observer = self._first_other(*servers)
         found: dict[str, float] = {}
+        self.story = ""
         for server, client in clients.items():
             steps = json.loads(self._why(observer, server))["steps"]
+            self.story += self.call(observer, "why", f"S{server}")
             for phase, value in self._phases(steps, failed_ns).items():
                 found[phase] = max(found.get(phase, 0), value)
             outage = client.outage_ms(failed_ns, f"S{server} played")
