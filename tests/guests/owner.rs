@@ -80,7 +80,7 @@ fn libvirt_driver(like: &ProcessDriver) -> Option<LibvirtDriver> {
         program: like.program.clone(),
         uri: std::env::var("OWNER_LIBVIRT").ok()?,
         image: text("OWNER_IMAGE").into(),
-        folder: None,
+        folder: std::env::var_os("OWNER_FOLDER").map(Into::into),
         memory_mib: 160,
         processors: 1,
         acceleration: (text("OWNER_ACCELERATION") == "qemu").then_some(Acceleration::Qemu),

@@ -133,7 +133,7 @@ fn without_guest_agent_the_installers_channel_is_the_way_in() {
     let network = Network::of("fd", 1, Tie::Bridge);
     let image = image_with("usr/sbin/qemu-ga", "not a program");
     let libvirtd = Libvirtd::start(&network, 0);
-    let host = host_with(&network, 0, 1, &libvirtd, "paused", image.path());
+    let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_IMAGE", image.path())]);
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
     let owner = host.start();
     assert!(owner.done("1 7 reset").ends_with("without guest agent"));

@@ -1,9 +1,11 @@
 //! One life of a virtual machine: booted once, resumed, installed, serving, put back.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::rig::{Network, Tie, wait_until};
-use super::stage::{host, machines_possible};
+use super::rig::{Network, Tie, program, wait_until};
+use super::stage::{Libvirtd, host, host_with, image, machines_possible};
 
 pub const WEB_MANIFEST: &str = r#"
 target = "S2"
@@ -141,4 +143,36 @@ fn procedures_large_and_failing() {
     let outcome = fails(4, "deadline_s = 1\n[[check]]\ncommand = \"echo not yet; false\"", "echo off");
     assert!(outcome.ends_with("the check 'echo not yet; false' still fails when time is up"), "{outcome}");
     assert!(outcome.contains("not yet |"), "{outcome}");
+}
+
+#[test]
+fn doctor_and_definition_say_the_acceleration_that_was_found() {
+    if !machines_possible("doctor_and_definition_say_the_acceleration_that_was_found") {
+        return;
+    }
+    let network = Network::of("md", 1, Tie::Bridge);
+    let libvirtd = Libvirtd::start(&network, 0);
+    let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_ACCELERATION", Path::new("auto"))]);
+    let settings = format!(
+        "name = \"S1\"\nlisten = \"127.0.0.1:1\"\nfiles = \"files\"\n[originals]\ndriver = \"libvirt\"\n\
+         [libvirt]\nuri = \"{}\"\nimage = \"{}\"\n",
+        libvirtd.uri(),
+        image().display()
+    );
+    std::fs::write(host.directory().join("p2pdb.toml"), settings).unwrap();
+    let doctor = || {
+        let output = Command::new(program()).arg("doctor").arg("--dir").arg(host.directory()).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        said.lines().find(|line| line.contains("virtual machines: libvirt ")).expect("it is told").to_owned()
+    };
+    assert!(doctor().ends_with("; no original has been made yet"), "{}", doctor());
+    let owner = host.start();
+    let definition = libvirtd.virsh(&["dumpxml", &libvirtd.name_of(1)]);
+    let found = if definition.starts_with("<domain type='kvm'") { "kvm" } else { "qemu" };
+    assert!(definition.starts_with(&format!("<domain type='{found}'")), "{definition}");
+    assert!(doctor().ends_with(&format!("; original-1 runs with {found}")), "{}", doctor());
+    let what = if found == "kvm" { "a virtual machine" } else { "an emulated machine" };
+    assert!(owner.done("1 7 reset").starts_with(&format!("suspended {what}, paused")));
+    // Where nothing but emulation is there, it is what was found.
+    assert!(found == "qemu" || Path::new("/dev/kvm").exists());
 }

@@ -344,6 +344,7 @@ impl<M: Machine> Worker<M> {
             // One that is silent for a while keeps its address at most as long as the lease lasts.
             (_, Seen::Running(_) | Seen::Silent | Seen::Unknown(_)) => {}
             (_, Seen::Gone) => self.break_down("it has ended"),
+            (_, Seen::Stuck(why)) => self.break_down(&why),
             (_, Seen::Suspended) => self.break_down("it was suspended by somebody else"),
         }
         self.remake_if_free();

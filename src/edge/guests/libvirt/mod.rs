@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 use tracing::info;
 use virt::domain::Domain;
 use virt_sys::{
-    VIR_DOMAIN_BLOCKED, VIR_DOMAIN_PAUSED, VIR_DOMAIN_RUNNING, VIR_DOMAIN_SAVE_PAUSED, VIR_DOMAIN_SAVE_RUNNING,
+    VIR_DOMAIN_BLOCKED, VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR, VIR_DOMAIN_RUNNING, VIR_DOMAIN_SAVE_PAUSED,
+    VIR_DOMAIN_SAVE_RUNNING,
 };
 
 use super::machine::{Failed, Machine, Seen};
@@ -65,6 +66,11 @@ pub enum Keep {
     Paused,
     /// On disk.
     Saved,
+}
+
+/// With what the original whose states are in this folder was found to run; `None` while it has not been made.
+pub fn found_acceleration(folder: &Path) -> Option<Acceleration> {
+    Store { folder: folder.to_path_buf() }.description().ok().map(|pristine| pristine.acceleration)
 }
 
 /// Where and with what the driver works.
@@ -119,11 +125,6 @@ impl LibvirtDriver {
         }
     }
 
-    fn shape(&self) -> String {
-        let acceleration = self.acceleration.map_or("auto", Acceleration::word);
-        format!("{} MiB, {} processors, {acceleration}, {}", self.memory_mib, self.processors, self.uri)
-    }
-
     /// What may work here, best first.
     fn accelerations(&self) -> Vec<Acceleration> {
         match self.acceleration {
@@ -165,25 +166,32 @@ impl Machine for LibvirtMachine {
     fn prepare(&mut self, register: &mut dyn FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed> {
         fs::create_dir_all(&self.store.folder).map_err(|error| self.at_folder(error))?;
         let image = self.driver.image()?;
-        let made_from = pristine::made_from(&image, &self.driver.shape())?;
+        let made_from = pristine::made_from(&image, &self.shape())?;
         match self.store.pristine(&made_from) {
-            Ok(pristine) => match self.arm(&image, &pristine, register) {
-                Err(LibvirtError::Failed { why, .. }) => {
-                    info!("{}: its pristine state cannot be restored and is made anew: {why}", self.original);
-                    self.end(&pristine.uuid)?;
+            Ok(pristine) => {
+                self.lay_out(&pristine, register)?;
+                match self.restore_ahead() {
+                    Err(LibvirtError::Failed { why, .. }) => {
+                        info!("{}: its pristine state cannot be restored and is made anew: {why}", self.original);
+                        self.end(&pristine.uuid)?;
+                    }
+                    restored => return restored.map_err(|error| error.to_string()),
                 }
-                armed => return armed.map_err(|error| error.to_string()),
-            },
+            }
             Err(why) => info!("{}: it is booted, to make its pristine state: {why}", self.original),
         }
         let pristine = self.make_pristine(&image, made_from, register)?;
-        self.arm(&image, &pristine, register).map_err(|error| error.to_string())
+        self.lay_out(&pristine, register)?;
+        self.restore_ahead().map_err(|error| error.to_string())
     }
 
     fn look(&mut self, instance: &str) -> Seen {
         let state = self.connection.on_domain(instance, "asking how it is", LOOK, Domain::get_state);
         match state {
             Ok((VIR_DOMAIN_RUNNING | VIR_DOMAIN_BLOCKED, _)) => self.running(instance),
+            Ok((VIR_DOMAIN_PAUSED, reason)) if reason == VIR_DOMAIN_PAUSED_IOERROR as i32 => {
+                Seen::Stuck(self.lacking_room("QEMU has suspended it: it cannot write to its disk".into()))
+            }
             Ok((VIR_DOMAIN_PAUSED, _)) => Seen::Suspended,
             Ok(_) => Seen::Gone,
             Err(LibvirtError::NoDomain) if self.waits_on_disk() => Seen::Suspended,
@@ -199,11 +207,7 @@ impl Machine for LibvirtMachine {
         self.store.set_awake(true).map_err(|error| self.at_folder(error))?;
         let resumed = match self.driver.keep {
             Keep::Paused => self.connection.on_domain(instance, "resuming it", ACT, |domain| domain.resume()).map(drop),
-            Keep::Saved => {
-                let image = self.driver.image()?;
-                let pristine = self.store.description()?;
-                self.restore(&image, &pristine, VIR_DOMAIN_SAVE_RUNNING)
-            }
+            Keep::Saved => self.restore(VIR_DOMAIN_SAVE_RUNNING),
         };
         resumed.map_err(|error| error.to_string())?;
         // Ready before it is needed.
@@ -251,6 +255,28 @@ impl LibvirtMachine {
         format!("{}: {error}", self.store.folder.display())
     }
 
+    /// Says what to do where a failure may come from a lack of room.
+    fn lacking_room(&self, why: Failed) -> Failed {
+        let Ok(stat) = rustix::fs::statvfs(&self.store.folder) else { return why };
+        let (free_mib, memory_mib) = ((stat.f_bavail * stat.f_frsize) >> 20, self.driver.memory_mib);
+        match free_mib < memory_mib {
+            true => format!(
+                "{why}; {} has {free_mib} MiB left, and an original server takes up to {memory_mib} MiB there and what it writes: \
+                 make room, or set libvirt.folder in p2pdb.toml",
+                self.store.folder.display()
+            ),
+            false => why,
+        }
+    }
+
+    /// What a saved state depends on beside its image.
+    fn shape(&self) -> String {
+        let LibvirtDriver { memory_mib, processors, uri, .. } = &self.driver;
+        let acceleration = self.driver.acceleration.map_or("auto", Acceleration::word);
+        let folder = self.store.folder.display();
+        format!("{memory_mib} MiB, {processors} processors, {acceleration}, {uri}, {folder}")
+    }
+
     fn gate(&self, uuid: &str) -> Result<Gate, Failed> {
         let missing = "there is no service network here; set service.interface in p2pdb.toml";
         Ok(Gate {
@@ -273,40 +299,39 @@ impl LibvirtMachine {
         self.driver.keep == Keep::Saved && !self.store.is_awake() && self.store.save_path().exists()
     }
 
-    /// A new life from the pristine state, suspended.
-    fn arm(
+    /// All of a new life but its memory.
+    fn lay_out(
         &mut self,
-        image: &Image,
         pristine: &Pristine,
         register: &mut dyn FnMut(&str) -> Result<(), Failed>,
-    ) -> Result<(), LibvirtError> {
-        let failed = |why: Failed| LibvirtError::Failed { what: "making it ready", why };
-        self.store.clear().map_err(|error| failed(self.at_folder(error)))?;
-        register(&pristine.uuid).map_err(failed)?;
+    ) -> Result<(), Failed> {
+        self.store.clear().map_err(|error| self.at_folder(error))?;
+        register(&pristine.uuid)?;
         self.guest_agent = pristine.guest_agent;
-        let gate = self.gate(&pristine.uuid).map_err(failed)?;
-        gate.make().map_err(|error| failed(error.to_string()))?;
+        self.gate(&pristine.uuid)?.make().map_err(|error| error.to_string())?;
+        match pristine.has_disk() {
+            true => pristine::overlay(&self.store.disk_path(), "qcow2", &self.store.overlay_path())
+                .map_err(|why| self.lacking_room(why)),
+            false => Ok(()),
+        }
+    }
+
+    fn restore_ahead(&mut self) -> Result<(), LibvirtError> {
         match self.driver.keep {
-            Keep::Paused => self.restore(image, pristine, VIR_DOMAIN_SAVE_PAUSED),
+            Keep::Paused => self.restore(VIR_DOMAIN_SAVE_PAUSED),
             Keep::Saved => Ok(()),
         }
     }
 
-    fn restore(&mut self, image: &Image, pristine: &Pristine, flags: u32) -> Result<(), LibvirtError> {
-        let overlay = self.store.overlay_path();
-        if image.disk.is_some() {
-            pristine::overlay(&self.store.disk_path(), "qcow2", &overlay)
-                .map_err(|why| LibvirtError::Failed { what: "making its disk", why })?;
-        }
-        let disk = image.disk.is_some().then_some(overlay.as_path());
-        let xml = self.definition(image, &pristine.uuid, pristine.acceleration, disk);
+    fn restore(&mut self, flags: u32) -> Result<(), LibvirtError> {
         let path = self.store.save_path().to_string_lossy().into_owned();
         self.connection.call("restoring it", MOVE_MEMORY, move |connection| {
-            Domain::domain_restore_flags(connection, &path, Some(&xml), flags)
+            Domain::domain_restore_flags(connection, &path, None, flags)
         })
     }
 
-    fn definition(&self, image: &Image, uuid: &str, acceleration: Acceleration, disk: Option<&Path>) -> String {
+    fn definition(&self, image: &Image, uuid: &str, acceleration: Acceleration) -> String {
+        let overlay = self.store.overlay_path();
         Definition {
             name: &format!("p2pdb-{}-{}", self.original, &uuid[..8]),
             uuid,
@@ -316,7 +341,7 @@ impl LibvirtMachine {
             processors: self.driver.processors,
             acceleration,
             image,
-            disk,
+            disk: image.disk.is_some().then_some(overlay.as_path()),
             console: &self.store.console_path(),
             channel: &self.store.channel_path(),
         }
@@ -338,15 +363,13 @@ impl LibvirtMachine {
         for acceleration in self.driver.accelerations() {
             match self.boot(image, &uuid, acceleration) {
                 Ok(boot_ms) => {
-                    let path = self.store.save_path().to_string_lossy().into_owned();
-                    let save = move |domain: &Domain| connection::save(domain, &path);
-                    let saved = self.connection.on_domain(&uuid, "saving it", MOVE_MEMORY, save);
-                    saved.map_err(|error| error.to_string())?;
                     let made = Made { uuid, acceleration, guest_agent: self.guest_agent, boot_ms };
-                    return self
-                        .store
-                        .keep(made, made_from, image.disk.is_some())
-                        .map_err(|error| self.at_folder(error));
+                    return self.save(made, made_from, image.disk.is_some()).map_err(|why| {
+                        let why = self.lacking_room(why);
+                        // A part of it would take the room away. What cannot be removed now is, before the next one is made.
+                        let _ = self.store.forget();
+                        why
+                    });
                 }
                 Err(this) => {
                     info!("{}: it does not boot with {}: {this}", self.original, acceleration.word());
@@ -358,6 +381,14 @@ impl LibvirtMachine {
         Err(why)
     }
 
+    fn save(&mut self, made: Made, made_from: String, has_disk: bool) -> Result<Pristine, Failed> {
+        let path = self.store.save_path().to_string_lossy().into_owned();
+        let save = move |domain: &Domain| connection::save(domain, &path);
+        let saved = self.connection.on_domain(&made.uuid, "saving it", MOVE_MEMORY, save);
+        saved.map_err(|error| error.to_string())?;
+        self.store.keep(made, made_from, has_disk).map_err(|error| self.at_folder(error))
+    }
+
     fn boot(&mut self, image: &Image, uuid: &str, acceleration: Acceleration) -> Result<u64, Failed> {
         let begun = Instant::now();
         self.store.clear().map_err(|error| self.at_folder(error))?;
@@ -367,11 +398,10 @@ impl LibvirtMachine {
             _ => {}
         }
         self.gate(uuid)?.make().map_err(|error| error.to_string())?;
-        let own = self.store.disk_path();
         if let Some(disk) = &image.disk {
-            pristine::overlay(disk, "qcow2", &own)?;
+            pristine::overlay(disk, "qcow2", &self.store.overlay_path()).map_err(|why| self.lacking_room(why))?;
         }
-        let xml = self.definition(image, uuid, acceleration, image.disk.is_some().then_some(own.as_path()));
+        let xml = self.definition(image, uuid, acceleration);
         self.connection
             .call("starting it", MOVE_MEMORY, move |connection| Domain::create_xml(connection, &xml, 0).map(drop))
             .map_err(|error| error.to_string())?;
@@ -423,10 +453,14 @@ impl LibvirtMachine {
     }
 
     fn run(&mut self, uuid: &str, script: &str, input: &[u8], patience: Duration) -> Result<Ran, Failed> {
-        match self.guest_agent {
+        let ran = match self.guest_agent {
             true => guest_agent::run(&mut self.connection, uuid, script, input, patience),
             false => guest_agent::run_by_channel(&self.store.channel_path(), script, patience),
-        }
+        };
+        ran.map_err(|why| match self.look(uuid) {
+            Seen::Stuck(reason) => reason,
+            _ => why,
+        })
     }
 
     /// Ends a life, gate first.

@@ -39,6 +39,12 @@ pub struct Pristine {
     disk_digest: String,
 }
 
+impl Pristine {
+    pub fn has_disk(&self) -> bool {
+        !self.disk_digest.is_empty()
+    }
+}
+
 /// What becomes a pristine state.
 pub struct Made {
     pub uuid: String,
@@ -107,7 +113,7 @@ impl Store {
             Err(error) => Err(format!("{}: {error}", path.display())),
         };
         fits(&self.save_path(), &pristine.save_digest)?;
-        if !pristine.disk_digest.is_empty() {
+        if pristine.has_disk() {
             fits(&self.disk_path(), &pristine.disk_digest)?;
         }
         Ok(pristine)
@@ -132,7 +138,11 @@ impl Store {
     pub fn keep(&self, made: Made, made_from: String, has_disk: bool) -> io::Result<Pristine> {
         let save_bytes = sync(&self.save_path())?;
         let disk_digest = match has_disk {
-            true => sync(&self.disk_path()).and_then(|_| digest_of(&self.disk_path()))?,
+            true => {
+                // The saved state names the path that it was saved with: there every life finds its own overlay.
+                fs::rename(self.overlay_path(), self.disk_path())?;
+                sync(&self.disk_path()).and_then(|_| digest_of(&self.disk_path()))?
+            }
             false => String::new(),
         };
         let pristine = Pristine {
