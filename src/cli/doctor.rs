@@ -28,7 +28,7 @@ use crate::core::service::{Service, procedure_of};
 use crate::edge::config::{Config, Driver};
 use crate::edge::control::{LinkState, Request, Response, Status};
 #[cfg(feature = "libvirt")]
-use crate::edge::guests::{FOLDER, describe_libvirt, found_acceleration, original_name};
+use crate::edge::guests::{FOLDER, describe_libvirt, describe_template, found_acceleration, original_name};
 
 /// Less room than this beside the next two segments of the log is told.
 const ROOM_BYTES: u64 = 256 << 20;
@@ -170,9 +170,16 @@ fn judge_libvirt(config: &Config, findings: &mut Findings) {
         Err(error) => findings.wrong(TOPIC, error.to_string(), "start libvirtd, or correct libvirt.uri in p2pdb.toml"),
     }
     let holds = |name: &str| Path::new(&settings.image).join(name).is_file();
-    if !(holds("disk.qcow2") || holds("vmlinuz") && holds("initrd.img")) {
+    if !settings.domain.is_empty() {
+        match describe_template(&settings.uri, &settings.domain) {
+            Ok(text) => findings.good(TOPIC, text),
+            Err(why) => findings.wrong(TOPIC, why, "correct that, or libvirt.domain in p2pdb.toml"),
+        }
+    } else if !(holds("disk.qcow2") || holds("vmlinuz") && holds("initrd.img")) {
         let text = format!("libvirt.image '{}' holds no image", settings.image);
-        findings.wrong(TOPIC, text, "make one with tools/image, and name its folder in p2pdb.toml");
+        let remedy =
+            "make one with tools/image, and name its folder in p2pdb.toml; or name a virtual machine as libvirt.domain";
+        findings.wrong(TOPIC, text, remedy);
     }
     if config.service.interface().is_some_and(|name| !Path::new("/sys/class/net").join(name).join("bridge").exists()) {
         let text = format!("service.interface '{}' is not a bridge", config.service.interface);

@@ -80,6 +80,7 @@ fn libvirt_driver(like: &ProcessDriver) -> Option<LibvirtDriver> {
         program: like.program.clone(),
         uri: std::env::var("OWNER_LIBVIRT").ok()?,
         image: text("OWNER_IMAGE").into(),
+        domain: std::env::var("OWNER_DOMAIN").ok(),
         folder: std::env::var_os("OWNER_FOLDER").map(Into::into),
         memory_mib: 160,
         processors: 1,

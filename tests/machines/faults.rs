@@ -111,6 +111,10 @@ fn a_pristine_state_that_is_damaged_is_made_anew() {
     let save = folder.join("pristine.save");
     let boots = |note: &str| note.split("booted in ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
     let first = boots(&owner.done("1 0 check"));
+    // Somebody restores it: that life is ended, and the state is as it was.
+    libvirtd.virsh(&["restore", save.to_str().unwrap()]);
+    wait_until("it waits on disk again", || libvirtd.machines().is_empty());
+    assert_eq!(first, boots(&owner.done("1 0 check")));
     // One bit of the guest's memory.
     let mut bytes = std::fs::read(&save).unwrap();
     let middle = bytes.len() / 2;

@@ -1,11 +1,10 @@
 //! One life of a virtual machine: booted once, resumed, installed, serving, put back.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::rig::{Network, Tie, program, wait_until};
-use super::stage::{Libvirtd, host, host_with, image, machines_possible};
+use super::rig::{Network, Tie, wait_until};
+use super::stage::{Libvirtd, doctor, host, host_with, image, machines_possible};
 
 pub const WEB_MANIFEST: &str = r#"
 target = "S2"
@@ -153,17 +152,10 @@ fn doctor_and_definition_say_the_acceleration_that_was_found() {
     let network = Network::of("md", 1, Tie::Bridge);
     let libvirtd = Libvirtd::start(&network, 0);
     let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_ACCELERATION", Path::new("auto"))]);
-    let settings = format!(
-        "name = \"S1\"\nlisten = \"127.0.0.1:1\"\nfiles = \"files\"\n[originals]\ndriver = \"libvirt\"\n\
-         [libvirt]\nuri = \"{}\"\nimage = \"{}\"\n",
-        libvirtd.uri(),
-        image().display()
-    );
-    std::fs::write(host.directory().join("p2pdb.toml"), settings).unwrap();
+    let image = format!("image = \"{}\"", image().display());
     let doctor = || {
-        let output = Command::new(program()).arg("doctor").arg("--dir").arg(host.directory()).output().unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
-        said.lines().find(|line| line.contains("virtual machines: libvirt ")).expect("it is told").to_owned()
+        let found = doctor(&host, &libvirtd, &image);
+        found.into_iter().find(|line| line.contains("virtual machines: libvirt ")).expect("it is told")
     };
     assert!(doctor().ends_with("; no original has been made yet"), "{}", doctor());
     let owner = host.start();

@@ -8,7 +8,7 @@ use p2pdb::edge::process_identity::ProcessIdentity;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::rig::{Host, Network, possible, run, wait_until};
+use super::rig::{Host, Network, possible, program, run, wait_until};
 
 /// Whether these tests can run here; says so if not.
 pub fn machines_possible(test: &str) -> bool {
@@ -150,6 +150,18 @@ pub fn host_with(
     Host::new(network, number, originals).with_machines(usual.into_iter().chain(others).collect())
 }
 
+/// What the doctor says on a host with a line of settings for virtual machines, line by line.
+pub fn doctor(host: &Host, libvirtd: &Libvirtd, line: &str) -> Vec<String> {
+    let settings = format!(
+        "name = \"S1\"\nlisten = \"127.0.0.1:1\"\nfiles = \"files\"\n\
+         [originals]\ndriver = \"libvirt\"\n[libvirt]\nuri = \"{}\"\n{line}\n",
+        libvirtd.uri()
+    );
+    std::fs::write(host.directory().join("p2pdb.toml"), settings).unwrap();
+    let output = Command::new(program()).arg("doctor").arg("--dir").arg(host.directory()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
 /// How many QEMUs run in a host's network, whether or not its libvirtd knows them.
 pub fn qemus(host: &Host) -> usize {
     let network = std::fs::metadata(Path::new("/run/netns").join(host.namespace())).unwrap().ino();
@@ -163,10 +175,14 @@ pub fn qemus(host: &Host) -> usize {
 
 /// The image with an empty disk beside it, from which it does not start.
 pub fn image_with_disk() -> TempDir {
-    let init = include_str!("../../tools/guest/init").replace("[ -b /dev/vda ]", "false");
-    let folder = image_with("init", &init);
+    let folder = image_without_root();
     run("qemu-img", &format!("create -q -f qcow2 {}/disk.qcow2 256M", folder.path().display()));
     folder
+}
+
+/// The image, with which a disk is not what it starts from.
+pub fn image_without_root() -> TempDir {
+    image_with("init", &include_str!("../../tools/guest/init").replace("[ -b /dev/vda ]", "false"))
 }
 
 /// The image with one file more, or another one: a second archive behind the first.

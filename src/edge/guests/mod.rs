@@ -29,7 +29,8 @@ use crate::ports::Hypervisor;
 
 #[cfg(feature = "libvirt")]
 pub use libvirt::{
-    Acceleration, Keep, LibvirtDriver, LibvirtMachine, describe as describe_libvirt, found_acceleration,
+    Acceleration, Keep, LibvirtDriver, LibvirtMachine, describe as describe_libvirt, describe_template,
+    found_acceleration,
 };
 pub use machine::{Failed, Machine, Seen};
 pub use process::{ProcessDriver, ProcessMachine};
