@@ -33,7 +33,7 @@ fn libvirtd_is_killed_at_every_step_of_a_life() {
     libvirtd.kill();
     let note = owner.wait_for("changed original-1 broken --- 0 ");
     assert!(note.contains("cannot be reached"), "{note}");
-    assert!(!folder.join("pristine.json").exists(), "half a state is none");
+    assert!(!booting.is_alive() || !folder.join("pristine.json").exists(), "half a state is none");
     libvirtd.run();
     owner.begin("prepare");
     owner.wait_for("changed original-1 suspended");
