@@ -28,7 +28,7 @@ use crate::core::service::{Service, procedure_of};
 use crate::edge::config::{Config, Driver};
 use crate::edge::control::{LinkState, Request, Response, Status};
 #[cfg(feature = "libvirt")]
-use crate::edge::guests::describe_libvirt;
+use crate::edge::guests::{FOLDER, describe_libvirt, describe_template, found_acceleration, original_name};
 
 /// Less room than this beside the next two segments of the log is told.
 const ROOM_BYTES: u64 = 256 << 20;
@@ -165,19 +165,40 @@ fn judge_libvirt(config: &Config, findings: &mut Findings) {
     let settings = &config.libvirt;
     match describe_libvirt(&settings.uri) {
         Ok(text) => {
-            let kvm = if Path::new("/dev/kvm").exists() { "/dev/kvm is there" } else { "no /dev/kvm: emulated" };
-            findings.good(TOPIC, format!("{text} at {}; {kvm}", settings.uri));
+            findings.good(TOPIC, format!("{text} at {}; {}", settings.uri, accelerations(config)));
         }
         Err(error) => findings.wrong(TOPIC, error.to_string(), "start libvirtd, or correct libvirt.uri in p2pdb.toml"),
     }
     let holds = |name: &str| Path::new(&settings.image).join(name).is_file();
-    if !(holds("disk.qcow2") || holds("vmlinuz") && holds("initrd.img")) {
+    if !settings.domain.is_empty() {
+        match describe_template(&settings.uri, &settings.domain) {
+            Ok(text) => findings.good(TOPIC, text),
+            Err(why) => findings.wrong(TOPIC, why, "correct that, or libvirt.domain in p2pdb.toml"),
+        }
+    } else if !(holds("disk.qcow2") || holds("vmlinuz") && holds("initrd.img")) {
         let text = format!("libvirt.image '{}' holds no image", settings.image);
-        findings.wrong(TOPIC, text, "make one with tools/image, and name its folder in p2pdb.toml");
+        let remedy =
+            "make one with tools/image, and name its folder in p2pdb.toml; or name a virtual machine as libvirt.domain";
+        findings.wrong(TOPIC, text, remedy);
     }
     if config.service.interface().is_some_and(|name| !Path::new("/sys/class/net").join(name).join("bridge").exists()) {
         let text = format!("service.interface '{}' is not a bridge", config.service.interface);
         findings.wrong(TOPIC, text, "put the interface into a bridge, and name that");
+    }
+}
+
+/// With what the originals of this host run. That there is a `/dev/kvm` does not mean that guests run with it.
+#[cfg(feature = "libvirt")]
+fn accelerations(config: &Config) -> String {
+    let own = config.directory.join(FOLDER);
+    let folder = if config.libvirt.folder.is_empty() { own } else { config.libvirt.folder.clone().into() };
+    let names = (1..=config.originals.count).map(original_name);
+    let found = names.filter_map(|name| found_acceleration(&folder.join(&name)).map(|it| (name, it.word())));
+    let found: Vec<_> = found.map(|(name, word)| format!("{name} runs with {word}")).collect();
+    let kvm = if Path::new("/dev/kvm").exists() { "/dev/kvm is there" } else { "no /dev/kvm" };
+    match found.is_empty() {
+        true => format!("{kvm}; no original has been made yet"),
+        false => format!("{kvm}; {}", found.join(", ")),
     }
 }
 

@@ -344,6 +344,7 @@ fn libvirt_driver(config: &Config) -> LibvirtDriver {
         program: PathBuf::from(MYSELF),
         uri: settings.uri.clone(),
         image: PathBuf::from(&settings.image),
+        domain: Some(settings.domain.clone()).filter(|name| !name.is_empty()),
         folder: Some(PathBuf::from(&settings.folder)).filter(|folder| !folder.as_os_str().is_empty()),
         memory_mib: settings.memory_mib,
         processors: settings.processors,

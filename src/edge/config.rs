@@ -160,6 +160,8 @@ pub struct LibvirtConfig {
     pub uri: String,
     /// The folder of the image; empty: none is set.
     pub image: String,
+    /// The virtual machine that is the template instead; empty: none is set.
+    pub domain: String,
     /// Where states and disks are kept; empty: in the daemon's folder.
     pub folder: String,
     pub memory_mib: u64,
@@ -265,6 +267,8 @@ pub enum Kind {
     Driver,
     /// Any text.
     Text,
+    /// Any text, or empty.
+    TextOrNone,
     /// A folder with its full path, or empty.
     FolderOrNone,
     Acceleration,
@@ -472,6 +476,13 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "libvirt",
+        "domain",
+        Kind::TextOrNone,
+        "\"\"",
+        "Instead of an image: the name of a virtual machine of libvirt, shut off, of which original servers are copies.",
+    ),
+    key(
+        "libvirt",
         "folder",
         Kind::FolderOrNone,
         "\"\"",
@@ -660,6 +671,18 @@ impl Config {
             let found = format!("\"{}\"", config.files.display());
             return Err(ConfigError::Value { path: path.into(), line, key: "files".into(), found, wanted });
         }
+        let LibvirtConfig { image, domain, .. } = &config.libvirt;
+        if !image.is_empty() && !domain.is_empty() {
+            let section = places.get_ref().get("libvirt").and_then(|section| section.get_ref().as_table());
+            let place = section.and_then(|section| section.get_key_value("domain"));
+            return Err(ConfigError::Value {
+                path: path.into(),
+                line: place.map_or(1, |(name, _)| line_of(text, name.span().start)),
+                key: "libvirt.domain".into(),
+                found: format!("\"{domain}\""),
+                wanted: "\"\" where libvirt.image is set: original servers are made from one of them".into(),
+            });
+        }
         Ok(config)
     }
 
@@ -790,6 +813,7 @@ impl Kind {
             Kind::IpOrNone => "an IP address such as \"10.0.0.1\", or \"\"".into(),
             Kind::Driver => "\"process\" or \"libvirt\"".into(),
             Kind::Text => "a text such as \"qemu:///system\"".into(),
+            Kind::TextOrNone => "a name such as \"web-template\", or \"\"".into(),
             Kind::FolderOrNone => "the full path of a folder such as \"/var/lib/p2pdb-image\", or \"\"".into(),
             Kind::Acceleration => "\"auto\", \"kvm\" or \"qemu\"".into(),
             Kind::Keep => "\"paused\" or \"saved\"".into(),
@@ -820,6 +844,7 @@ impl Kind {
             Kind::IpOrNone => text.is_some_and(|text| text.is_empty() || text.parse::<IpAddr>().is_ok()),
             Kind::Driver => matches!(text, Some("process" | "libvirt")),
             Kind::Text => text.is_some_and(|text| !text.is_empty()),
+            Kind::TextOrNone => text.is_some(),
             Kind::FolderOrNone => text.is_some_and(|text| text.is_empty() || text.starts_with('/')),
             Kind::Acceleration => matches!(text, Some("auto" | "kvm" | "qemu")),
             Kind::Keep => matches!(text, Some("paused" | "saved")),
@@ -1007,6 +1032,8 @@ mod tests {
         assert!(error(&format!("{GOOD}[network]\noffload = 1")).contains("true or false"));
         assert!(error(&format!("{GOOD}[service]\ninterface = \"-br0\"")).contains("a network interface such as"));
         assert!(error(&format!("{GOOD}[originals]\ndriver = \"xen\"")).contains("\"process\" or \"libvirt\""));
+        let both = error(&format!("{GOOD}[libvirt]\nimage = \"/i\"\ndomain = \"web\""));
+        assert!(both.contains("libvirt.domain is \"web\", but must be \"\" where libvirt.image is set"), "{both}");
         assert!(error("name = \"S1\"").starts_with("/d/p2pdb.toml: the key 'listen' is missing"));
         assert!(error("name = \n").starts_with("/d/p2pdb.toml, line 1: "));
         assert!(error(&format!("{GOOD}network = 3")).contains("there is no key 'network'"));

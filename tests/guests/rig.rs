@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use p2pdb::core::guest::GuestState;
+use p2pdb::core::guest::{GuestRecord, GuestState};
 use p2pdb::edge::bundles::BundleStore;
 use p2pdb::edge::procedure::{MANIFEST, Procedure, SCRIPT};
 use p2pdb::format::guest::decode_guest;
@@ -265,9 +265,12 @@ impl Host {
     /// Waits until it is on disk that the first original is on its way to this state.
     #[track_caller]
     pub fn wait_state(&self, what: &str, goal: GuestState) {
-        let path = self.directory().join("originals/original-1/state");
-        let held = || decode_guest(&std::fs::read(&path).unwrap()).unwrap();
-        wait_until(what, || held().state == goal && held().unfinished);
+        wait_until(what, || self.record().state == goal && self.record().unfinished);
+    }
+
+    /// What is on disk of the first original.
+    pub fn record(&self) -> GuestRecord {
+        decode_guest(&std::fs::read(self.directory().join("originals/original-1/state")).unwrap()).unwrap()
     }
 
     /// The processes of guests and agents of this host, by process id.

@@ -111,6 +111,10 @@ fn a_pristine_state_that_is_damaged_is_made_anew() {
     let save = folder.join("pristine.save");
     let boots = |note: &str| note.split("booted in ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
     let first = boots(&owner.done("1 0 check"));
+    // Somebody restores it: that life is ended, and the state is as it was.
+    libvirtd.virsh(&["restore", save.to_str().unwrap()]);
+    wait_until("it waits on disk again", || libvirtd.machines().is_empty());
+    assert_eq!(first, boots(&owner.done("1 0 check")));
     // One bit of the guest's memory.
     let mut bytes = std::fs::read(&save).unwrap();
     let middle = bytes.len() / 2;
@@ -133,7 +137,7 @@ fn without_guest_agent_the_installers_channel_is_the_way_in() {
     let network = Network::of("fd", 1, Tie::Bridge);
     let image = image_with("usr/sbin/qemu-ga", "not a program");
     let libvirtd = Libvirtd::start(&network, 0);
-    let host = host_with(&network, 0, 1, &libvirtd, "paused", image.path());
+    let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_IMAGE", image.path())]);
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
     let owner = host.start();
     assert!(owner.done("1 7 reset").ends_with("without guest agent"));

@@ -1,9 +1,10 @@
 //! One life of a virtual machine: booted once, resumed, installed, serving, put back.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::rig::{Network, Tie, wait_until};
-use super::stage::{host, machines_possible};
+use super::stage::{Libvirtd, doctor, host, host_with, image, machines_possible};
 
 pub const WEB_MANIFEST: &str = r#"
 target = "S2"
@@ -141,4 +142,29 @@ fn procedures_large_and_failing() {
     let outcome = fails(4, "deadline_s = 1\n[[check]]\ncommand = \"echo not yet; false\"", "echo off");
     assert!(outcome.ends_with("the check 'echo not yet; false' still fails when time is up"), "{outcome}");
     assert!(outcome.contains("not yet |"), "{outcome}");
+}
+
+#[test]
+fn doctor_and_definition_say_the_acceleration_that_was_found() {
+    if !machines_possible("doctor_and_definition_say_the_acceleration_that_was_found") {
+        return;
+    }
+    let network = Network::of("md", 1, Tie::Bridge);
+    let libvirtd = Libvirtd::start(&network, 0);
+    let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_ACCELERATION", Path::new("auto"))]);
+    let image = format!("image = \"{}\"", image().display());
+    let doctor = || {
+        let found = doctor(&host, &libvirtd, &image);
+        found.into_iter().find(|line| line.contains("virtual machines: libvirt ")).expect("it is told")
+    };
+    assert!(doctor().ends_with("; no original has been made yet"), "{}", doctor());
+    let owner = host.start();
+    let definition = libvirtd.virsh(&["dumpxml", &libvirtd.name_of(1)]);
+    let found = if definition.starts_with("<domain type='kvm'") { "kvm" } else { "qemu" };
+    assert!(definition.starts_with(&format!("<domain type='{found}'")), "{definition}");
+    assert!(doctor().ends_with(&format!("; original-1 runs with {found}")), "{}", doctor());
+    let what = if found == "kvm" { "a virtual machine" } else { "an emulated machine" };
+    assert!(owner.done("1 7 reset").starts_with(&format!("suspended {what}, paused")));
+    // Where nothing but emulation is there, it is what was found.
+    assert!(found == "qemu" || Path::new("/dev/kvm").exists());
 }

@@ -5,6 +5,9 @@
 #![cfg(feature = "libvirt")]
 #![allow(clippy::disallowed_methods, reason = "tests live in real time")]
 
+#[allow(dead_code, reason = "the tests of crashes use all of it")]
+#[path = "../harness/disk.rs"]
+mod disk;
 mod faults;
 #[allow(dead_code, reason = "the tests of recovery use all of it")]
 #[path = "../recovery/group.rs"]
@@ -15,7 +18,11 @@ mod owner;
 #[allow(dead_code, reason = "the tests of the driver process use all of it")]
 #[path = "../guests/rig.rs"]
 mod rig;
+mod room;
 mod stage;
+mod steps;
+mod template;
 mod together;
 
 use rig as network;
+use rig::wait_until;

@@ -1,5 +1,6 @@
 //! A host with a libvirtd of its own: in the host's network, and in a mount namespace where libvirt's folders are private.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -7,7 +8,7 @@ use p2pdb::edge::process_identity::ProcessIdentity;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::rig::{Host, Network, possible, wait_until};
+use super::rig::{Host, Network, possible, program, run, wait_until};
 
 /// Whether these tests can run here; says so if not.
 pub fn machines_possible(test: &str) -> bool {
@@ -126,25 +127,62 @@ impl Drop for Libvirtd {
 /// A host whose originals are virtual machines, and its libvirtd.
 pub fn host(network: &Network, number: usize, originals: usize, keep: &str) -> (Libvirtd, Host) {
     let libvirtd = Libvirtd::start(network, number);
-    let host = host_with(network, number, originals, &libvirtd, keep, &image());
+    let host = host_with(network, number, originals, &libvirtd, keep, &[]);
     (libvirtd, host)
 }
 
+/// With other settings than usual: `OWNER_IMAGE` and so on.
 pub fn host_with(
     network: &Network,
     number: usize,
     originals: usize,
     libvirtd: &Libvirtd,
     keep: &str,
-    image: &Path,
+    settings: &[(&'static str, &Path)],
 ) -> Host {
-    let settings = vec![
+    let usual = [
         ("OWNER_LIBVIRT", libvirtd.uri()),
-        ("OWNER_IMAGE", image.display().to_string()),
+        ("OWNER_IMAGE", image().display().to_string()),
         ("OWNER_ACCELERATION", "qemu".to_owned()),
         ("OWNER_KEEP", keep.to_owned()),
     ];
-    Host::new(network, number, originals).with_machines(settings)
+    let others = settings.iter().map(|(name, value)| (*name, value.display().to_string()));
+    Host::new(network, number, originals).with_machines(usual.into_iter().chain(others).collect())
+}
+
+/// What the doctor says on a host with a line of settings for virtual machines, line by line.
+pub fn doctor(host: &Host, libvirtd: &Libvirtd, line: &str) -> Vec<String> {
+    let settings = format!(
+        "name = \"S1\"\nlisten = \"127.0.0.1:1\"\nfiles = \"files\"\n\
+         [originals]\ndriver = \"libvirt\"\n[libvirt]\nuri = \"{}\"\n{line}\n",
+        libvirtd.uri()
+    );
+    std::fs::write(host.directory().join("p2pdb.toml"), settings).unwrap();
+    let output = Command::new(program()).arg("doctor").arg("--dir").arg(host.directory()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// How many QEMUs run in a host's network, whether or not its libvirtd knows them.
+pub fn qemus(host: &Host) -> usize {
+    let network = std::fs::metadata(Path::new("/run/netns").join(host.namespace())).unwrap().ino();
+    let processes = std::fs::read_dir("/proc").unwrap().map_while(Result::ok).map(|item| item.path());
+    let is_qemu = |process: &PathBuf| {
+        std::fs::metadata(process.join("ns/net")).is_ok_and(|metadata| metadata.ino() == network)
+            && std::fs::read_to_string(process.join("comm")).is_ok_and(|name| name.starts_with("qemu-system"))
+    };
+    processes.filter(is_qemu).count()
+}
+
+/// The image with an empty disk beside it, from which it does not start.
+pub fn image_with_disk() -> TempDir {
+    let folder = image_without_root();
+    run("qemu-img", &format!("create -q -f qcow2 {}/disk.qcow2 256M", folder.path().display()));
+    folder
+}
+
+/// The image, with which a disk is not what it starts from.
+pub fn image_without_root() -> TempDir {
+    image_with("init", &include_str!("../../tools/guest/init").replace("[ -b /dev/vda ]", "false"))
 }
 
 /// The image with one file more, or another one: a second archive behind the first.
@@ -153,7 +191,7 @@ pub fn image_with(path: &str, content: &str) -> TempDir {
     std::os::unix::fs::symlink(image().join("vmlinuz"), folder.path().join("vmlinuz")).unwrap();
     let mut archive = std::fs::read(image().join("initrd.img")).unwrap();
     archive.resize(archive.len().next_multiple_of(4), 0);
-    for (name, mode, content) in [(path, 0o100644, content), ("TRAILER!!!", 0, "")] {
+    for (name, mode, content) in [(path, 0o100755, content), ("TRAILER!!!", 0, "")] {
         let fields = [0, mode, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
         archive.extend(b"070701");
         fields.iter().for_each(|field| archive.extend(format!("{field:08X}").bytes()));

@@ -1,8 +1,8 @@
 //! A group of real daemons on hosts of their own, with real services, a client, and an observer that knows nothing of p2pdb.
 
-use std::io::Write as _;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use p2pdb::edge::process_identity::ProcessIdentity;
@@ -34,7 +34,7 @@ pub struct Group {
     servers: usize,
     daemons: Vec<Option<Child>>,
     services: Vec<Option<Child>>,
-    observer: Option<(Child, ChildStdin)>,
+    observer: Option<Observer>,
 }
 
 impl Group {
@@ -116,7 +116,7 @@ impl Group {
             let rows = group.records("Original");
             rows.len() == count && rows.iter().all(|row| row.contains(", suspended, "))
         });
-        group.observe();
+        group.observer = Some(Observer::start(&group.network, (0..count).map(address)));
         group
     }
 
@@ -317,29 +317,38 @@ impl Group {
         format!("{why}\n{}", logs.collect::<Vec<_>>().join("\n"))
     }
 
-    fn observe(&mut self) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recovery/observer.py");
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.network.client())).args(["setpriv", "--pdeathsig", "KILL"]);
-        let interfaces = format!("{INTERFACE},{FAR}");
-        command.arg("python3").arg(script).arg(interfaces).args((0..self.servers).map(address));
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let input = child.stdin.take().unwrap();
-        self.observer = Some((child, input));
-    }
-
     /// The observer has seen each address answer, and never two machines at one.
     #[track_caller]
     pub fn assert_never_two(&mut self) {
-        let (child, mut input) = self.observer.take().unwrap();
-        let _ = input.flush();
-        drop(input);
-        let output = child.wait_with_output().unwrap();
-        assert!(
-            output.status.success(),
-            "two answered at one address, or nobody: {}",
-            String::from_utf8_lossy(&output.stdout)
-        );
+        self.observer.take().unwrap().assert_never_two();
+    }
+}
+
+/// Asks the network who answers, all the time; knows nothing of p2pdb.
+pub struct Observer(Child);
+
+impl Observer {
+    pub fn start(network: &Network, addresses: impl Iterator<Item = String>) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recovery/observer.py");
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", network.client())).args(["setpriv", "--pdeathsig", "KILL"]);
+        command.arg("python3").arg(script).arg(format!("{INTERFACE},{FAR}")).args(addresses);
+        Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    #[track_caller]
+    pub fn assert_never_two(&mut self) {
+        drop(self.0.stdin.take());
+        let mut said = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(self.0.wait().unwrap().success(), "two answered at one address, or nobody: {said}");
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -349,10 +358,6 @@ impl Drop for Group {
             end(self.daemons[server].take());
             end(self.services.get_mut(server).and_then(Option::take));
             self.kill_agents(server);
-        }
-        if let Some((mut child, _)) = self.observer.take() {
-            let _ = child.kill();
-            let _ = child.wait();
         }
     }
 }

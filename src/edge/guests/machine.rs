@@ -19,6 +19,8 @@ pub enum Seen {
     Running(Option<ServiceAddress>),
     /// It runs and does not answer.
     Silent,
+    /// It has been stopped by what is wrong with it; why.
+    Stuck(String),
     /// Whoever keeps it does not answer; why.
     Unknown(String),
 }

@@ -28,7 +28,10 @@ use crate::format::guest::{decode_guest, encode_guest};
 use crate::ports::Hypervisor;
 
 #[cfg(feature = "libvirt")]
-pub use libvirt::{Acceleration, Keep, LibvirtDriver, LibvirtMachine, describe as describe_libvirt};
+pub use libvirt::{
+    Acceleration, Keep, LibvirtDriver, LibvirtMachine, describe as describe_libvirt, describe_template,
+    found_acceleration,
+};
 pub use machine::{Failed, Machine, Seen};
 pub use process::{ProcessDriver, ProcessMachine};
 use worker::{Job, Worker};

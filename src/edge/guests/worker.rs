@@ -253,8 +253,17 @@ impl<M: Machine> Worker<M> {
     }
 
     fn make_anew(&mut self, token: Slot) -> Result<(), Failed> {
+        let served = self.record.state == GuestState::Serving;
         self.begin(token, GuestState::Suspended)?;
-        let made = self.destroy().and_then(|()| {
+        let ended = self.destroy();
+        if let Err(why) = &ended
+            && served
+            && self.may_answer()
+        {
+            self.end(GuestState::Serving, last_words(&format!("it does not end: {why}")));
+            return ended;
+        }
+        let made = ended.and_then(|()| {
             let Self { machine, record, folder, name, .. } = self;
             machine.prepare(&mut |instance| {
                 record.instance = instance.to_owned();
@@ -281,13 +290,18 @@ impl<M: Machine> Worker<M> {
         Ok(())
     }
 
+    /// Whether it may still answer at an address that it had. Then it is not said to be broken: whoever waits for the address would
+    /// take it.
+    fn may_answer(&mut self) -> bool {
+        !matches!(self.machine.look(&self.record.instance), Seen::Running(None) | Seen::Suspended | Seen::Gone)
+    }
+
     fn break_down(&mut self, why: &str) {
         warn!("{}: {why}", self.name);
         match self.destroy() {
             Ok(()) => self.end(GuestState::Broken, last_words(why)),
             Err(also) => {
-                // One that may answer at its address is not said to be broken: whoever waits for the address would take it.
-                let serves = self.record.state == GuestState::Serving;
+                let serves = self.record.state == GuestState::Serving && self.may_answer();
                 let state = if serves { GuestState::Serving } else { GuestState::Broken };
                 self.end(state, last_words(&format!("{why}; and it does not end: {also}")));
             }
@@ -344,6 +358,7 @@ impl<M: Machine> Worker<M> {
             // One that is silent for a while keeps its address at most as long as the lease lasts.
             (_, Seen::Running(_) | Seen::Silent | Seen::Unknown(_)) => {}
             (_, Seen::Gone) => self.break_down("it has ended"),
+            (_, Seen::Stuck(why)) => self.break_down(&why),
             (_, Seen::Suspended) => self.break_down("it was suspended by somebody else"),
         }
         self.remake_if_free();
@@ -457,17 +472,20 @@ mod tests {
 
     #[test]
     fn a_stand_in_that_does_not_end_is_not_said_to_have_let_go() {
-        let release = GuestOrder {
-            id: 1,
-            original: "original-1".into(),
-            token: 8,
-            action: GuestAction::ReleaseAddress { address: ADDRESS },
-        };
-        for (stuck, state) in [(true, GuestState::Serving), (false, GuestState::Broken)] {
+        use GuestState::{Broken, Serving, Suspended};
+        let release = GuestAction::ReleaseAddress { address: ADDRESS };
+        let outcomes = [
+            (release.clone(), true, Serving),
+            (release, false, Broken),
+            (GuestAction::Reset, true, Serving),
+            (GuestAction::Reset, false, Suspended),
+        ];
+        for (action, stuck, state) in outcomes {
             let folder = tempfile::tempdir().unwrap();
             kept(folder.path(), &serving());
             let machine = Stubborn { stuck, seen: Seen::Running(Some(ADDRESS)) };
-            let guest = told(folder.path(), machine, vec![release.clone()]);
+            let order = GuestOrder { id: 1, original: "original-1".into(), token: 8, action };
+            let guest = told(folder.path(), machine, vec![order]);
             assert_eq!(guest.state, state, "{}", guest.note);
         }
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! (nothing) --boot, save--> pristine state on disk --restore--> suspended --resume--> running … --destroy--> pristine state
 //! ```
-//! It is booted once; after that each life begins by restoring the state that was saved then. `keep = "paused"`: it is restored ahead of
+//! It is booted once, from an image or as a copy of a virtual machine that libvirt has (`template`); after that each life begins by restoring the state that was saved then. `keep = "paused"`: it is restored ahead of
 //! time and waits in memory. `keep = "saved"`: it waits on disk and is restored when it is needed. The machines are transient: libvirt
 //! forgets them when they end. Procedures come in by the guest agent, so a guest needs no network for that. Its address is on its
 //! own interface, and whether anybody reaches it there is decided on this host (`gate`). An instance is named by its UUID.
@@ -14,6 +14,7 @@ mod gate;
 mod guest_agent;
 mod pristine;
 mod script;
+mod template;
 
 use std::fs;
 use std::io;
@@ -24,7 +25,8 @@ use std::time::{Duration, Instant};
 use tracing::info;
 use virt::domain::Domain;
 use virt_sys::{
-    VIR_DOMAIN_BLOCKED, VIR_DOMAIN_PAUSED, VIR_DOMAIN_RUNNING, VIR_DOMAIN_SAVE_PAUSED, VIR_DOMAIN_SAVE_RUNNING,
+    VIR_DOMAIN_BLOCKED, VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR, VIR_DOMAIN_RUNNING, VIR_DOMAIN_SAVE_PAUSED,
+    VIR_DOMAIN_SAVE_RUNNING,
 };
 
 use super::machine::{Failed, Machine, Seen};
@@ -32,11 +34,12 @@ use crate::core::decision::ServiceAddress;
 use crate::core::id::ServerName;
 use crate::edge::procedure::Procedure;
 use connection::{Connection, LibvirtError};
-use definition::{Definition, Image};
+use definition::{Base, Definition, Image, Source};
 use gate::Gate;
 use guest_agent::Ran;
 use pristine::{Made, Pristine, Store};
 use script::Archive;
+use template::Template;
 
 pub use connection::describe;
 pub use definition::Acceleration;
@@ -67,6 +70,22 @@ pub enum Keep {
     Saved,
 }
 
+/// With what the original whose states are in this folder was found to run; `None` while it has not been made.
+pub fn found_acceleration(folder: &Path) -> Option<Acceleration> {
+    Store { folder: folder.to_path_buf() }.description().ok().map(|pristine| pristine.acceleration)
+}
+
+/// What is said of the virtual machine that is to be the template, for people.
+///
+/// # Errors
+/// Why it cannot be.
+pub fn describe_template(uri: &str, name: &str) -> Result<String, Failed> {
+    let template = Template::read(&mut Connection::new(uri), uri, name)?;
+    pristine::made_from(&Source::Domain(template.clone()), "")?;
+    let (disks, memory_mib) = (template.bases.len(), template.memory_mib);
+    Ok(format!("'{name}' is the template of original servers: {memory_mib} MiB of memory, {disks} disks"))
+}
+
 /// Where and with what the driver works.
 #[derive(Debug, Clone)]
 pub struct LibvirtDriver {
@@ -75,6 +94,8 @@ pub struct LibvirtDriver {
     pub uri: String,
     /// The folder of the image: `vmlinuz` and `initrd.img`, `disk.qcow2`, or all three.
     pub image: PathBuf,
+    /// The virtual machine of libvirt that is the template, instead of an image.
+    pub domain: Option<String>,
     /// Where the originals' states and disks are kept; QEMU's user must be able to enter it. `None`: in the daemon's folder.
     pub folder: Option<PathBuf>,
     pub memory_mib: u64,
@@ -103,33 +124,35 @@ impl LibvirtDriver {
             original: original.to_owned(),
             store,
             guest_agent,
+            memory_mib: self.memory_mib,
             activation: None,
         }
     }
 
     fn image(&self) -> Result<Image, Failed> {
         let file = |name: &str| Some(self.image.join(name)).filter(|path| path.is_file());
-        let image = Image { kernel: file("vmlinuz").zip(file("initrd.img")), disk: file("disk.qcow2") };
+        let image = Image {
+            kernel: file("vmlinuz").zip(file("initrd.img")),
+            disk: file("disk.qcow2"),
+            memory_mib: self.memory_mib,
+            processors: self.processors,
+        };
         match image.kernel.is_none() && image.disk.is_none() {
             true => Err(format!(
-                "libvirt.image '{}' holds neither vmlinuz and initrd.img nor disk.qcow2; tools/image makes one",
+                "libvirt.image '{}' holds neither vmlinuz and initrd.img nor disk.qcow2; tools/image makes one; or set libvirt.domain",
                 self.image.display()
             )),
             false => Ok(image),
         }
     }
 
-    fn shape(&self) -> String {
-        let acceleration = self.acceleration.map_or("auto", Acceleration::word);
-        format!("{} MiB, {} processors, {acceleration}, {}", self.memory_mib, self.processors, self.uri)
-    }
-
     /// What may work here, best first.
-    fn accelerations(&self) -> Vec<Acceleration> {
-        match self.acceleration {
-            Some(only) => vec![only],
-            None if Path::new("/dev/kvm").exists() => vec![Acceleration::Kvm, Acceleration::Qemu],
-            None => vec![Acceleration::Qemu],
+    fn accelerations(&self, source: &Source) -> Vec<Acceleration> {
+        match (self.acceleration, source) {
+            (Some(only), _) => vec![only],
+            (None, Source::Domain(template)) => vec![template.acceleration],
+            (None, _) if Path::new("/dev/kvm").exists() => vec![Acceleration::Kvm, Acceleration::Qemu],
+            (None, _) => vec![Acceleration::Qemu],
         }
     }
 }
@@ -141,6 +164,7 @@ pub struct LibvirtMachine {
     connection: Connection,
     /// Whether this life is reached by the guest agent, and not by the installer's channel.
     guest_agent: bool,
+    memory_mib: u64,
     /// How long the last resumption took until the guest answered.
     activation: Option<Duration>,
 }
@@ -154,7 +178,7 @@ impl Machine for LibvirtMachine {
         };
         let saved_mib = pristine.save_bytes >> 20;
         let keeps = match self.driver.keep {
-            Keep::Paused => format!("paused in memory ({} MiB of it, {saved_mib} in use)", self.driver.memory_mib),
+            Keep::Paused => format!("paused in memory ({} MiB of it, {saved_mib} in use)", self.memory_mib),
             Keep::Saved => format!("saved on disk ({saved_mib} MiB)"),
         };
         let activation = self.activation.map_or(String::new(), |took| format!("; resumed in {} ms", took.as_millis()));
@@ -164,26 +188,34 @@ impl Machine for LibvirtMachine {
 
     fn prepare(&mut self, register: &mut dyn FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed> {
         fs::create_dir_all(&self.store.folder).map_err(|error| self.at_folder(error))?;
-        let image = self.driver.image()?;
-        let made_from = pristine::made_from(&image, &self.driver.shape())?;
+        let source = self.source()?;
+        self.memory_mib = source.memory_mib();
+        let made_from = pristine::made_from(&source, &self.shape(&source))?;
         match self.store.pristine(&made_from) {
-            Ok(pristine) => match self.arm(&image, &pristine, register) {
-                Err(LibvirtError::Failed { why, .. }) => {
-                    info!("{}: its pristine state cannot be restored and is made anew: {why}", self.original);
-                    self.end(&pristine.uuid)?;
+            Ok(pristine) => {
+                self.lay_out(&pristine, register)?;
+                match self.restore_ahead() {
+                    Err(LibvirtError::Failed { why, .. }) => {
+                        info!("{}: its pristine state cannot be restored and is made anew: {why}", self.original);
+                        self.end(&pristine.uuid)?;
+                    }
+                    restored => return restored.map_err(|error| error.to_string()),
                 }
-                armed => return armed.map_err(|error| error.to_string()),
-            },
+            }
             Err(why) => info!("{}: it is booted, to make its pristine state: {why}", self.original),
         }
-        let pristine = self.make_pristine(&image, made_from, register)?;
-        self.arm(&image, &pristine, register).map_err(|error| error.to_string())
+        let pristine = self.make_pristine(&source, made_from, register)?;
+        self.lay_out(&pristine, register)?;
+        self.restore_ahead().map_err(|error| error.to_string())
     }
 
     fn look(&mut self, instance: &str) -> Seen {
         let state = self.connection.on_domain(instance, "asking how it is", LOOK, Domain::get_state);
         match state {
             Ok((VIR_DOMAIN_RUNNING | VIR_DOMAIN_BLOCKED, _)) => self.running(instance),
+            Ok((VIR_DOMAIN_PAUSED, reason)) if reason == VIR_DOMAIN_PAUSED_IOERROR as i32 => {
+                Seen::Stuck(self.lacking_room("QEMU has suspended it: it cannot write to its disk".into()))
+            }
             Ok((VIR_DOMAIN_PAUSED, _)) => Seen::Suspended,
             Ok(_) => Seen::Gone,
             Err(LibvirtError::NoDomain) if self.waits_on_disk() => Seen::Suspended,
@@ -199,11 +231,7 @@ impl Machine for LibvirtMachine {
         self.store.set_awake(true).map_err(|error| self.at_folder(error))?;
         let resumed = match self.driver.keep {
             Keep::Paused => self.connection.on_domain(instance, "resuming it", ACT, |domain| domain.resume()).map(drop),
-            Keep::Saved => {
-                let image = self.driver.image()?;
-                let pristine = self.store.description()?;
-                self.restore(&image, &pristine, VIR_DOMAIN_SAVE_RUNNING)
-            }
+            Keep::Saved => self.restore(VIR_DOMAIN_SAVE_RUNNING),
         };
         resumed.map_err(|error| error.to_string())?;
         // Ready before it is needed.
@@ -251,6 +279,38 @@ impl LibvirtMachine {
         format!("{}: {error}", self.store.folder.display())
     }
 
+    /// Says what to do where a failure may come from a lack of room.
+    fn lacking_room(&self, why: Failed) -> Failed {
+        let Ok(stat) = rustix::fs::statvfs(&self.store.folder) else { return why };
+        let (free_mib, memory_mib) = ((stat.f_bavail * stat.f_frsize) >> 20, self.memory_mib);
+        match free_mib < memory_mib {
+            true => format!(
+                "{why}; {} has {free_mib} MiB left, and an original server takes up to {memory_mib} MiB there and what it writes: \
+                 make room, or set libvirt.folder in p2pdb.toml",
+                self.store.folder.display()
+            ),
+            false => why,
+        }
+    }
+
+    fn source(&mut self) -> Result<Source, Failed> {
+        match &self.driver.domain {
+            Some(name) => Template::read(&mut self.connection, &self.driver.uri, name).map(Source::Domain),
+            None => self.driver.image().map(Source::Image),
+        }
+    }
+
+    /// What a saved state depends on beside the files of its source.
+    fn shape(&self, source: &Source) -> String {
+        let LibvirtDriver { memory_mib, processors, uri, .. } = &self.driver;
+        let acceleration = self.driver.acceleration.map_or("auto", Acceleration::word);
+        let what = match source {
+            Source::Image(_) => format!("{memory_mib} MiB, {processors} processors"),
+            Source::Domain(template) => template.digest(),
+        };
+        format!("{what}, {acceleration}, {uri}, {}", self.store.folder.display())
+    }
+
     fn gate(&self, uuid: &str) -> Result<Gate, Failed> {
         let missing = "there is no service network here; set service.interface in p2pdb.toml";
         Ok(Gate {
@@ -273,50 +333,49 @@ impl LibvirtMachine {
         self.driver.keep == Keep::Saved && !self.store.is_awake() && self.store.save_path().exists()
     }
 
-    /// A new life from the pristine state, suspended.
-    fn arm(
+    /// All of a new life but its memory.
+    fn lay_out(
         &mut self,
-        image: &Image,
         pristine: &Pristine,
         register: &mut dyn FnMut(&str) -> Result<(), Failed>,
-    ) -> Result<(), LibvirtError> {
-        let failed = |why: Failed| LibvirtError::Failed { what: "making it ready", why };
-        self.store.clear().map_err(|error| failed(self.at_folder(error)))?;
-        register(&pristine.uuid).map_err(failed)?;
+    ) -> Result<(), Failed> {
+        self.store.clear().map_err(|error| self.at_folder(error))?;
+        register(&pristine.uuid)?;
         self.guest_agent = pristine.guest_agent;
-        let gate = self.gate(&pristine.uuid).map_err(failed)?;
-        gate.make().map_err(|error| failed(error.to_string()))?;
+        self.gate(&pristine.uuid)?.make().map_err(|error| error.to_string())?;
+        let base = |number| Base { path: self.store.disk_path(number), format: "qcow2".into() };
+        self.overlay(&(0..pristine.disks()).map(base).collect::<Vec<_>>())
+    }
+
+    /// New disks for the present life.
+    fn overlay(&self, bases: &[Base]) -> Result<(), Failed> {
+        let make = |(number, base)| pristine::overlay(base, &self.store.overlay_path(number));
+        bases.iter().enumerate().try_for_each(make).map_err(|why| self.lacking_room(why))
+    }
+
+    fn restore_ahead(&mut self) -> Result<(), LibvirtError> {
         match self.driver.keep {
-            Keep::Paused => self.restore(image, pristine, VIR_DOMAIN_SAVE_PAUSED),
+            Keep::Paused => self.restore(VIR_DOMAIN_SAVE_PAUSED),
             Keep::Saved => Ok(()),
         }
     }
 
-    fn restore(&mut self, image: &Image, pristine: &Pristine, flags: u32) -> Result<(), LibvirtError> {
-        let overlay = self.store.overlay_path();
-        if image.disk.is_some() {
-            pristine::overlay(&self.store.disk_path(), "qcow2", &overlay)
-                .map_err(|why| LibvirtError::Failed { what: "making its disk", why })?;
-        }
-        let disk = image.disk.is_some().then_some(overlay.as_path());
-        let xml = self.definition(image, &pristine.uuid, pristine.acceleration, disk);
+    fn restore(&mut self, flags: u32) -> Result<(), LibvirtError> {
         let path = self.store.save_path().to_string_lossy().into_owned();
         self.connection.call("restoring it", MOVE_MEMORY, move |connection| {
-            Domain::domain_restore_flags(connection, &path, Some(&xml), flags)
+            Domain::domain_restore_flags(connection, &path, None, flags)
         })
     }
 
-    fn definition(&self, image: &Image, uuid: &str, acceleration: Acceleration, disk: Option<&Path>) -> String {
+    fn definition(&self, source: &Source, uuid: &str, acceleration: Acceleration) -> String {
         Definition {
             name: &format!("p2pdb-{}-{}", self.original, &uuid[..8]),
             uuid,
             mac: &mac(uuid),
             tap: &tap(uuid),
-            memory_mib: self.driver.memory_mib,
-            processors: self.driver.processors,
             acceleration,
-            image,
-            disk,
+            source,
+            disks: &self.store.overlay_paths(source.bases().len()),
             console: &self.store.console_path(),
             channel: &self.store.channel_path(),
         }
@@ -326,7 +385,7 @@ impl LibvirtMachine {
     /// Boots it and saves it, with the first acceleration that works.
     fn make_pristine(
         &mut self,
-        image: &Image,
+        source: &Source,
         made_from: String,
         register: &mut dyn FnMut(&str) -> Result<(), Failed>,
     ) -> Result<Pristine, Failed> {
@@ -335,18 +394,16 @@ impl LibvirtMachine {
         let uuid = uuid.trim().to_owned();
         register(&uuid)?;
         let mut why = String::new();
-        for acceleration in self.driver.accelerations() {
-            match self.boot(image, &uuid, acceleration) {
+        for acceleration in self.driver.accelerations(source) {
+            match self.boot(source, &uuid, acceleration) {
                 Ok(boot_ms) => {
-                    let path = self.store.save_path().to_string_lossy().into_owned();
-                    let save = move |domain: &Domain| connection::save(domain, &path);
-                    let saved = self.connection.on_domain(&uuid, "saving it", MOVE_MEMORY, save);
-                    saved.map_err(|error| error.to_string())?;
                     let made = Made { uuid, acceleration, guest_agent: self.guest_agent, boot_ms };
-                    return self
-                        .store
-                        .keep(made, made_from, image.disk.is_some())
-                        .map_err(|error| self.at_folder(error));
+                    return self.save(made, made_from, source.bases().len()).map_err(|why| {
+                        let why = self.lacking_room(why);
+                        // A part of it would take the room away. What cannot be removed now is, before the next one is made.
+                        let _ = self.store.forget();
+                        why
+                    });
                 }
                 Err(this) => {
                     info!("{}: it does not boot with {}: {this}", self.original, acceleration.word());
@@ -358,7 +415,15 @@ impl LibvirtMachine {
         Err(why)
     }
 
-    fn boot(&mut self, image: &Image, uuid: &str, acceleration: Acceleration) -> Result<u64, Failed> {
+    fn save(&mut self, made: Made, made_from: String, disks: usize) -> Result<Pristine, Failed> {
+        let path = self.store.save_path().to_string_lossy().into_owned();
+        let save = move |domain: &Domain| connection::save(domain, &path);
+        let saved = self.connection.on_domain(&made.uuid, "saving it", MOVE_MEMORY, save);
+        saved.map_err(|error| error.to_string())?;
+        self.store.keep(made, made_from, disks).map_err(|error| self.at_folder(error))
+    }
+
+    fn boot(&mut self, source: &Source, uuid: &str, acceleration: Acceleration) -> Result<u64, Failed> {
         let begun = Instant::now();
         self.store.clear().map_err(|error| self.at_folder(error))?;
         let console = self.store.console_path();
@@ -367,15 +432,14 @@ impl LibvirtMachine {
             _ => {}
         }
         self.gate(uuid)?.make().map_err(|error| error.to_string())?;
-        let own = self.store.disk_path();
-        if let Some(disk) = &image.disk {
-            pristine::overlay(disk, "qcow2", &own)?;
-        }
-        let xml = self.definition(image, uuid, acceleration, image.disk.is_some().then_some(own.as_path()));
+        self.overlay(&source.bases())?;
+        let xml = self.definition(source, uuid, acceleration);
         self.connection
             .call("starting it", MOVE_MEMORY, move |connection| Domain::create_xml(connection, &xml, 0).map(drop))
             .map_err(|error| error.to_string())?;
-        if self.driver.acceleration.is_none() && acceleration == Acceleration::Kvm && image.kernel.is_some() {
+        // Of others it is not known that they say anything there.
+        let speaks = matches!(source, Source::Image(Image { kernel: Some(_), .. }));
+        if self.driver.acceleration.is_none() && acceleration == Acceleration::Kvm && speaks {
             wait_for_words(&console, begun + FIRST_WORDS)?;
         }
         self.wait_for_guest(uuid, begun + self.driver.boot)?;
@@ -423,10 +487,14 @@ impl LibvirtMachine {
     }
 
     fn run(&mut self, uuid: &str, script: &str, input: &[u8], patience: Duration) -> Result<Ran, Failed> {
-        match self.guest_agent {
+        let ran = match self.guest_agent {
             true => guest_agent::run(&mut self.connection, uuid, script, input, patience),
             false => guest_agent::run_by_channel(&self.store.channel_path(), script, patience),
-        }
+        };
+        ran.map_err(|why| match self.look(uuid) {
+            Seen::Stuck(reason) => reason,
+            _ => why,
+        })
     }
 
     /// Ends a life, gate first.

@@ -1,6 +1,6 @@
 //! The pristine state of an original server: booted once, with nothing of a target in it, and saved to disk.
 //!
-//! `pristine.save` is its memory, `pristine.qcow2` its disk (where the image has one), `pristine.json` says what they were made from and
+//! `pristine.save` is its memory, `pristine.qcow2` its disk (where it has one; further ones are `pristine-2.qcow2` …), `pristine.json` says what they were made from and
 //! what they must be. Every life of the original begins as this state, so being put back costs no boot. Invariant: a state that does
 //! not fit its description, or was made from something else than what the settings name now, is not used.
 
@@ -12,13 +12,15 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use super::definition::{Acceleration, Image};
+use super::definition::{Acceleration, Base, Source};
 use crate::edge::certificate::write_atomically;
 use crate::edge::guests::machine::Failed;
 
 /// The form of `pristine.json` that this program knows.
 const FORMAT: u32 = 1;
 const DESCRIPTION_BYTES_MAX: u64 = 64 * 1024;
+/// Most disks of one original.
+pub const DISKS_MAX: usize = 16;
 
 /// `pristine.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +37,14 @@ pub struct Pristine {
     pub save_bytes: u64,
     /// BLAKE3 of `pristine.save`, in hex.
     save_digest: String,
-    /// BLAKE3 of `pristine.qcow2`, in hex; empty where there is none.
+    /// BLAKE3 of each disk, in hex, with blanks between them.
     disk_digest: String,
+}
+
+impl Pristine {
+    pub fn disks(&self) -> usize {
+        self.disk_digest.split_whitespace().count()
+    }
 }
 
 /// What becomes a pristine state.
@@ -58,13 +66,18 @@ impl Store {
         self.folder.join("pristine.save")
     }
 
-    pub fn disk_path(&self) -> PathBuf {
-        self.folder.join("pristine.qcow2")
+    /// Of the first disk, 0, and so on.
+    pub fn disk_path(&self, number: usize) -> PathBuf {
+        self.folder.join(numbered("pristine", number))
     }
 
     /// What the present life writes on.
-    pub fn overlay_path(&self) -> PathBuf {
-        self.folder.join("present.qcow2")
+    pub fn overlay_path(&self, number: usize) -> PathBuf {
+        self.folder.join(numbered("present", number))
+    }
+
+    pub fn overlay_paths(&self, disks: usize) -> Vec<PathBuf> {
+        (0..disks).map(|number| self.overlay_path(number)).collect()
     }
 
     pub fn console_path(&self) -> PathBuf {
@@ -99,7 +112,7 @@ impl Store {
     pub fn pristine(&self, made_from: &str) -> Result<Pristine, Failed> {
         let pristine = self.description()?;
         if pristine.made_from != made_from {
-            return Err("image or settings have changed".into());
+            return Err("what it was made from has changed".into());
         }
         let fits = |path: &Path, digest: &str| match digest_of(path) {
             Ok(found) if found == digest => Ok(()),
@@ -107,8 +120,8 @@ impl Store {
             Err(error) => Err(format!("{}: {error}", path.display())),
         };
         fits(&self.save_path(), &pristine.save_digest)?;
-        if !pristine.disk_digest.is_empty() {
-            fits(&self.disk_path(), &pristine.disk_digest)?;
+        for (number, digest) in pristine.disk_digest.split_whitespace().enumerate() {
+            fits(&self.disk_path(number), digest)?;
         }
         Ok(pristine)
     }
@@ -129,12 +142,16 @@ impl Store {
     }
 
     /// Describes the state that has just been saved, and puts all of it on disk.
-    pub fn keep(&self, made: Made, made_from: String, has_disk: bool) -> io::Result<Pristine> {
+    pub fn keep(&self, made: Made, made_from: String, disks: usize) -> io::Result<Pristine> {
         let save_bytes = sync(&self.save_path())?;
-        let disk_digest = match has_disk {
-            true => sync(&self.disk_path()).and_then(|_| digest_of(&self.disk_path()))?,
-            false => String::new(),
-        };
+        let mut disk_digests = Vec::new();
+        for number in 0..disks {
+            let path = self.disk_path(number);
+            // The saved state names the path that it was saved with: there every life finds its own overlay.
+            fs::rename(self.overlay_path(number), &path)?;
+            sync(&path)?;
+            disk_digests.push(digest_of(&path)?);
+        }
         let pristine = Pristine {
             format: FORMAT,
             uuid: made.uuid,
@@ -144,7 +161,7 @@ impl Store {
             made_from,
             save_bytes,
             save_digest: digest_of(&self.save_path())?,
-            disk_digest,
+            disk_digest: disk_digests.join(" "),
         };
         let text = serde_json::to_string_pretty(&pristine).map_err(io::Error::other)?;
         write_atomically(&self.description_path(), text.as_bytes(), 0o600)?;
@@ -154,26 +171,26 @@ impl Store {
     /// Removes the state; nothing uses it any more.
     pub fn forget(&self) -> io::Result<()> {
         // The description first: what is not described does not exist.
-        [self.description_path(), self.save_path(), self.disk_path()].iter().try_for_each(|path| remove(path))
+        [self.description_path(), self.save_path()].iter().try_for_each(|path| remove(path))?;
+        (0..DISKS_MAX).try_for_each(|number| remove(&self.disk_path(number)))
     }
 
     /// Removes what the present life has written.
     pub fn clear(&self) -> io::Result<()> {
-        remove(&self.overlay_path())?;
+        self.overlay_paths(DISKS_MAX).iter().try_for_each(|path| remove(path))?;
         remove(&self.channel_path())?;
         self.set_awake(false)
     }
 }
 
-/// What a pristine state would be made from now: the files of the image, and what shapes the guest.
+/// What a pristine state would be made from now: the files of its source, and what shapes the guest.
 ///
 /// # Errors
-/// A file of the image is not there.
-pub fn made_from(image: &Image, shape: &str) -> Result<String, Failed> {
+/// A file of the source is not there.
+pub fn made_from(source: &Source, shape: &str) -> Result<String, Failed> {
     let mut text = shape.to_owned();
-    let files = image.kernel.iter().flat_map(|(kernel, initrd)| [kernel, initrd]).chain(&image.disk);
-    for path in files {
-        let metadata = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    for path in source.files() {
+        let metadata = fs::metadata(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         text.push_str(&format!(
             "; {} {} {}.{}",
             path.display(),
@@ -189,9 +206,9 @@ pub fn made_from(image: &Image, shape: &str) -> Result<String, Failed> {
 ///
 /// # Errors
 /// `qemu-img` is not there or says no.
-pub fn overlay(base: &Path, base_format: &str, path: &Path) -> Result<(), Failed> {
+pub fn overlay(base: &Base, path: &Path) -> Result<(), Failed> {
     let mut command = Command::new("qemu-img");
-    command.args(["create", "-q", "-f", "qcow2", "-F", base_format, "-b"]).arg(base).arg(path);
+    command.args(["create", "-q", "-f", "qcow2", "-F", &base.format, "-b"]).arg(&base.path).arg(path);
     let output = command.stdin(Stdio::null()).output().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => "the program 'qemu-img' is missing; install qemu-utils".to_owned(),
         _ => format!("qemu-img: {error}"),
@@ -199,6 +216,13 @@ pub fn overlay(base: &Path, base_format: &str, path: &Path) -> Result<(), Failed
     match output.status.success() {
         true => Ok(()),
         false => Err(format!("qemu-img: {}", String::from_utf8_lossy(&output.stderr).trim())),
+    }
+}
+
+fn numbered(name: &str, number: usize) -> String {
+    match number {
+        0 => format!("{name}.qcow2"),
+        number => format!("{name}-{}.qcow2", number + 1),
     }
 }
 
@@ -231,9 +255,9 @@ mod tests {
         let store = Store { folder: folder.path().to_path_buf() };
         fs::write(store.save_path(), b"memory").unwrap();
         let made = Made { uuid: "u".into(), acceleration: Acceleration::Qemu, guest_agent: true, boot_ms: 7 };
-        let kept = store.keep(made, "image 1".into(), false).unwrap();
+        let kept = store.keep(made, "image 1".into(), 0).unwrap();
         assert_eq!(store.pristine("image 1"), Ok(kept));
-        assert!(store.pristine("image 2").unwrap_err().contains("have changed"));
+        assert!(store.pristine("image 2").unwrap_err().contains("has changed"));
         fs::write(store.save_path(), b"memorz").unwrap();
         assert!(store.pristine("image 1").unwrap_err().contains("is damaged"));
     }
