@@ -25,13 +25,16 @@ Measures how fast p2pdb is, next to what one would otherwise use, on this one ma
   priority  what a management transaction waits while a flood is received, priorities on and off. About 1 minute.
   recovery  from a failure to a stand-in that answers: a service, a machine, a cut, two at once; beside keepalived. About 8
             minutes. Needs root.
+  experiment  the paper's experiment and more, with virtual machines; run tools/experiment, which builds what it needs. About 90
+            minutes. Needs root.
   clean     removes namespaces and processes that a killed run left behind. Needs root.
 
 Results are in target/bench/NAME/: report.md, samples.csv, plots as SVG and PNG, logs/.
 
 Installs from Debian what is missing: python3-matplotlib, gcc, libc6-dev, iproute2; for sync also etcd-server,
 etcd-client, libnghttp2-dev, corosync, libcpg-dev, nfs-ganesha, nfs-ganesha-vfs, nfs-common, libnfs-dev, lsyncd, rsync,
-syncthing; for recovery keepalived. None of them is started or enabled as a service. What cannot be had or run here is skipped with a loud line.
+syncthing; for recovery keepalived; for experiment also the services it lets fail, python3-libvirt, libnfs-utils, iputils-ping, pacemaker,
+resource-agents. None of them is started or enabled as a service. What cannot be had or run here is skipped with a loud line.
 
 The machine should do nothing else meanwhile: the figures are of the moment, the ratios are of one run.
 Exit codes: 0 measured, 1 measured and with --check a promise was not kept, 2 failed.
@@ -99,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     seven = commands.add_parser("experiment", parents=[common], help="the paper's, with virtual machines; see tools/experiment")
     seven.add_argument("--runs", type=int, default=10, help="of each case (default: 10)")
     seven.add_argument("--paper-runs", type=int, default=10, help="of each with the preset paper and with the conventional method (default: 10)")
+    seven.add_argument("--extra-runs", type=int, default=10, help="of each further failure, and of the peers (default: 10)")
     seven.add_argument("--only", default=",".join(experiment.PARTS), metavar="PARTS", help="of: %(default)s")
     seven.set_defaults(samples=100, slow_samples=3, interval_ms=20, rounds=2)
     seven.set_defaults(run=_experiment)
@@ -158,7 +162,7 @@ def _experiment(arguments: argparse.Namespace, progress: Progress) -> int:
     if unknown:
         raise RigError(f"--only {','.join(unknown)}: not one of {', '.join(experiment.PARTS)}")
     _need_root()
-    experiment.run(_bench(arguments, progress), arguments.runs, arguments.paper_runs, parts)
+    experiment.run(_bench(arguments, progress), arguments.runs, arguments.paper_runs, arguments.extra_runs, parts)
     return 0
 
 

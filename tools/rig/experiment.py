@@ -24,7 +24,6 @@ from .recovery import Case
 from .starts import Starts
 from .virtual_machines import IMAGE, MEMORY_MIB
 
-EXTRA_RUNS = 5
 NO_DECISION_S = 10
 METHODS = (sync, p2pdb, etcd, nfs, starts, conventional, recovery, pacemaker)
 PARTS = ("sync", "starts", "fast", "paper", "peers")
@@ -47,16 +46,27 @@ class Findings:
         return case.median(phase) if case else None
 
 
-def run(bench: Bench, runs: int, paper_runs: int, parts: list[str]) -> None:
+def run(bench: Bench, runs: int, paper_runs: int, extra_runs: int, parts: list[str]) -> None:
     packages.ensure(paper_group.PROGRAMS, bench.progress)
     found = Findings()
     if "sync" in parts:
         sync.run(bench, ["p2pdb", "etcd", "nfs"])
     with namespaces.machine_lock():
-        for part, measure in (("starts", _measure_starts), ("fast", _measure_fast), ("paper", _measure_paper), ("peers", _measure_peers)):
-            if part in parts:
-                measure(bench, found, paper_runs if part == "paper" else runs)
-                _write(bench, found)
+        measures = {
+            "starts": lambda: _measure_starts(bench, found, runs),
+            "fast": lambda: _measure_fast(bench, found, runs, extra_runs),
+            "paper": lambda: _measure_paper(bench, found, paper_runs),
+            "peers": lambda: _measure_peers(bench, found, extra_runs),
+        }
+        for part, measure in measures.items():
+            if part not in parts:
+                continue
+            try:
+                measure()
+            except RigError as why:
+                # What was measured before stands.
+                bench.skip(f"the rest of {part}", str(why))
+            _write(bench, found)
     bench.progress.clear()
     print("\n".join(_write(bench, found)))
     print(f"\n{bench.folder / 'report.md'}")
@@ -67,17 +77,16 @@ def _measure_starts(bench: Bench, found: Findings, runs: int) -> None:
         found.starts = starts.measure(bench, runs)
 
 
-def _measure_fast(bench: Bench, found: Findings, runs: int) -> None:
+def _measure_fast(bench: Bench, found: Findings, runs: int, few: int) -> None:
     with recovery._network(NETWORK_RATE), bench.fresh():
         group = PaperGroup(bench, "fast")
-        few = max(1, min(runs, EXTRA_RUNS))
         try:
             group.start()
             found.alone_ms = [group.procedure_alone(5) for _ in range(few)]
             _add_papers_cases(bench, found, group, "fast", runs)
             for server in (1, 2, 3, 4):
                 _repeat(bench, found, f"St of {NAMES[server]}, fast", few, server, group.fail_service)
-            _repeat(bench, found, "three machines, fast", runs, 4, lambda _: group.fail_machines([4, 5, 6]))
+            _repeat(bench, found, "three machines, fast", few, 4, lambda _: group.fail_machines([4, 5, 6]))
             _repeat(bench, found, "the host of a stand-in, fast", few, 5, group.fail_host_of_stand_in)
             _repeat(bench, found, "two parted from four, fast", few, 5, lambda _: group.split([5, 6]))
             without = "half with the first elector, without witness, fast"
@@ -99,8 +108,7 @@ def _measure_paper(bench: Bench, found: Findings, runs: int) -> None:
     found.cases += conventional.measure(bench, runs)
 
 
-def _measure_peers(bench: Bench, found: Findings, runs: int) -> None:
-    few = max(1, min(runs, EXTRA_RUNS))
+def _measure_peers(bench: Bench, found: Findings, few: int) -> None:
     for interval in ("1", "0.1"):
         with recovery._network(), bench.fresh():
             found.cases += _unless_skipped(bench, "keepalived", lambda interval=interval: [recovery._keepalived(bench, interval, few)])
@@ -209,17 +217,18 @@ def _goals(found: Findings) -> list[str]:
     goal("two resumed at once: at most 1.1 × one (the paper: 1.04 ×)", _ratio(found.starts.median("two resumed"), found.starts.median("one resumed")), 1.1)
     alone = statistics.median(found.alone_ms) if found.alone_ms else None
     goal("St, verdict to answering: at most 1.5 × resume + push + run alone", _ratio(_from_certain(found, "St, fast"), alone), 1.5)
-    goal("warm-up hides at least half: verdict to answering at most 0.5 × alone", _ratio(_from_certain(found, "St, fast"), alone), 0.5)
+    installed = _ratio(_from_certain(found, "Nt, fast", "installed"), alone)
+    goal("Nt, warm-up hides at least half: verdict to installed at most 0.5 × alone", installed, 0.5)
     for name, paper in (("St", 1.9), ("Nt", 1.9), ("St and Nt, neighbours", 2.2)):
         ours, theirs = _from_certain(found, f"{name}, paper"), _from_certain(found, f"{name}, conventional (NFS)")
         goal(f"recovery of the function, {name}: conventional at least {paper} × ours (preset paper)", _ratio(theirs, ours), None, paper)
     return report.aligned([["goal", "found", "kept"], *rows])
 
 
-def _from_certain(found: Findings, name: str) -> float | None:
+def _from_certain(found: Findings, name: str, phase: str = "answering (log)") -> float | None:
     """The recovery of the function, as the paper counts it: from the failure's being certain to the service's answering."""
-    certain, answering = found.median(name, "certain"), found.median(name, "answering (log)")
-    return None if certain is None or answering is None else answering - certain
+    certain, then = found.median(name, "certain"), found.median(name, phase)
+    return None if certain is None or then is None else then - certain
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
@@ -263,7 +272,7 @@ def _recovery_table(cases: list[Case]) -> list[str]:
 
 
 def _remarks(found: Findings) -> list[str]:
-    lines = []
+    lines = ["- The paper's servers took 4 to 6.4 s from certain to serving, for one and for two at once; its conventional method 10.3 to 12.3 s."]
     if found.alone_ms:
         lines.append(f"- Resume, push and run of Web 1's procedure alone: {statistics.median(found.alone_ms):.0f} ms.")
     for case in found.cases:

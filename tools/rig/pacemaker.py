@@ -332,7 +332,7 @@ class Guests(Cluster):
         libvirtd.virsh("save", "guest", f"{GUEST}/guest.state")
         for name in ("disk.qcow2", "guest.state"):
             shutil.copy(libvirtd.folder / "lib/guest" / name, self._golden)
-        self._stop_libvirtd(1)
+        self._libvirtds[1].stop()
 
     def stop(self) -> None:
         self._bench.processes.stop_all()
@@ -364,7 +364,7 @@ class Guests(Cluster):
 
     def power_off(self, host: int) -> None:
         super().power_off(host)
-        self._stop_libvirtd(host)
+        self._libvirtds[host].stop()
 
     def mend(self, host: int) -> None:
         self._fill(host)
@@ -375,11 +375,6 @@ class Guests(Cluster):
         # The first question about QEMU takes seconds; a host that has been up for a while has asked.
         self._libvirtds[host].virsh("domcapabilities", "--virttype", "qemu")
         self._fill(host)
-
-    def _stop_libvirtd(self, host: int) -> None:
-        self._libvirtds[host].stop()
-        # What is waited for next time is the socket of the next one.
-        (self._libvirtds[host].folder / "run/libvirt-sock").unlink(missing_ok=True)
 
     def _fill(self, host: int) -> None:
         """Puts what the virtual machine starts from on a host where it does not run."""

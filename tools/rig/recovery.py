@@ -481,6 +481,7 @@ class Group:
         wanted = {
             "certain": "the failure is certain",
             "decided": "it is out of the file Group",
+            "installed": "the installation procedure is done",
             "answering (log)": "the stand-in serves",
         }
         phases = {}

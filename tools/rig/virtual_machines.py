@@ -25,6 +25,8 @@ class Libvirtd:
         self.machines = self.folder / "lib"
         socket = self.folder / "run/libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={socket}"
+        # What is waited for is the socket of this one, not of one before.
+        socket.unlink(missing_ok=True)
         self._process = bench.processes.start(f"libvirtd-{host}", [*recovery._enter(host), str(TOOLS / "own-libvirtd"), str(self.folder)])
         bench.processes.wait_until("libvirtd listens", socket.exists, 30)
 
