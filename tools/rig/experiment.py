@@ -26,7 +26,7 @@ from .virtual_machines import IMAGE, MEMORY_MIB
 
 NO_DECISION_S = 10
 METHODS = (sync, p2pdb, etcd, nfs, starts, conventional, recovery, pacemaker)
-PARTS = ("sync", "starts", "fast", "paper", "peers")
+PARTS = ("sync", "starts", "fast", "more", "paper", "peers")
 
 
 @dataclass
@@ -55,6 +55,7 @@ def run(bench: Bench, runs: int, paper_runs: int, extra_runs: int, parts: list[s
         measures = {
             "starts": lambda: _measure_starts(bench, found, runs),
             "fast": lambda: _measure_fast(bench, found, runs, extra_runs),
+            "more": lambda: _measure_more(bench, found, extra_runs),
             "paper": lambda: _measure_paper(bench, found, paper_runs),
             "peers": lambda: _measure_peers(bench, found, extra_runs),
         }
@@ -86,6 +87,16 @@ def _measure_fast(bench: Bench, found: Findings, runs: int, few: int) -> None:
             _add_papers_cases(bench, found, group, "fast", runs)
             for server in (1, 2, 3, 4):
                 _repeat(bench, found, f"St of {NAMES[server]}, fast", few, server, group.fail_service)
+        finally:
+            group.stop()
+
+
+def _measure_more(bench: Bench, found: Findings, few: int) -> None:
+    """Beyond the paper."""
+    with recovery._network(NETWORK_RATE), bench.fresh():
+        group = PaperGroup(bench, "fast")
+        try:
+            group.start()
             _repeat(bench, found, "three machines, fast", few, 4, lambda _: group.fail_machines([4, 5, 6]))
             _repeat(bench, found, "the host of a stand-in, fast", few, 5, group.fail_host_of_stand_in)
             _repeat(bench, found, "two parted from four, fast", few, 5, lambda _: group.split([5, 6]))

@@ -53,7 +53,9 @@ class PaperGroup(Group):
         return super().settings(server, text)
 
     def client(self, server: int) -> Client:
-        return Client(self._bench, recovery._service(server), QUESTIONS[server], 0.02)
+        # Every question to sshd is a process, of which an emulated processor can start few.
+        pause_s = 0.2 if server == 2 else 0.02
+        return Client(self._bench, recovery._service(server), QUESTIONS[server], pause_s)
 
     def work(self, server: int) -> str:
         return "witness" if server == CLIENT else "daemon"
