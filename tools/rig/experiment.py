@@ -1,12 +1,12 @@
 """`tools/experiment`: the experiment of the paper (Figs. 7, 9, 14, 15) on this machine, with real services and virtual machines; and more.
 
 Method of the recoveries: six servers as network namespaces on one switch: Mail (postfix), Login (sshd), FTP (vsftpd), Proxy (squid), Web 1
-and Web 2 (nginx), each with a daemon, a libvirtd of its own and one original server: a virtual machine of the image `full` (Debian packages on
-a qcow2 disk), emulated, paused in memory. A client in a seventh namespace asks the service under test every 20 ms. Failures: St, the service is killed;
-Nt, the server's link is down and nothing is killed; machines, switched off. `p2pdb why --json` gives the moments of certain, decided and
-serving; the client's disconnection is counted from the failure to the first answer of the stand-in. Of several servers the last counts.
-Between two runs the server comes back, and all is at rest. "Alone" is what it takes to resume an original, put the procedure into it and run it, on
-the idle group (`p2pdb procedure test`).
+and Web 2 (nginx), each with a daemon, a libvirtd of its own and one original server: a virtual machine of the image `full` (Debian
+packages on a qcow2 disk), emulated, paused in memory. A client in a seventh namespace asks the service under test every 20 ms (sshd, which
+starts a process for each, every 200 ms). Failures: St, the service is killed; Nt, the server's link is down and nothing is killed;
+machines, switched off. `p2pdb why --json` gives the moments of certain, decided and serving; the client's disconnection is counted from
+the failure to the first answer of the stand-in. Of several servers the last counts. Between two runs the server comes back, and all is at
+rest. "Alone" is what it takes to resume an original, put the procedure into it and run it, on the idle group (`p2pdb procedure test`).
 """
 
 import csv
@@ -203,12 +203,11 @@ def _plot(bench: Bench, found: Findings, cases: list[Case]) -> list[str]:
         names.append("starts")
     if found.starts.memory_mib:
         points = {
-            f"{word}, kept {keep}": (found.starts.memory_mib[way], found.starts.median(f"{word} {way}") or 0)
+            f'keep = "{keep}"': (found.starts.memory_mib[way], found.starts.median(f"two {way}") or 0)
             for keep, way in (("paused", "resumed"), ("saved", "from disk"))
-            for word in ("one", "two")
         }
         title = "Two originals: what they cost while they wait, and how soon they answer"
-        plot.points(bench.folder, "keeping", title, "MiB of memory for two", "milliseconds until one or both answer", points)
+        plot.points(bench.folder, "keeping", title, "MiB of memory for two", "milliseconds until both answer", points)
         names.append("keeping")
     outages = {case.name: [phases["outage (client)"] for phases in case.runs] for case in cases}
     if outages:
