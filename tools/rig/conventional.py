@@ -23,7 +23,6 @@ from .paper_group import NETWORK_RATE, PaperGroup
 from .recovery import CLIENT, SERVERS
 from .virtual_machines import Guest, Libvirtd
 
-FUNCTION = "recovery of the function"
 # Whose virtual servers are prepared: those that fail.
 TARGETS = [5, 6]
 PROGRAM = Path(manager.__file__)
@@ -138,7 +137,7 @@ class Conventional(PaperGroup):
             f"S{server} answers its manager", lambda: bool(self._told("answering", server, failed_ns)), 20
         )
         certain, decided, answering = first("certain"), first("decided"), first("answering")
-        return {"certain": certain, "decided": decided, "answering (log)": answering, FUNCTION: answering - certain}
+        return {"certain": certain, "decided": decided, "answering (log)": answering, recovery.FUNCTION: answering - certain}
 
     def _told(self, word: str, server: int, since_ns: int) -> list[tuple[int, str]]:
         """Moments and last words of the managers' log lines."""

@@ -230,7 +230,7 @@ def _goals(found: Findings) -> list[str]:
     installed = _ratio(_from_certain(found, "Nt, fast", "installed"), alone)
     goal("Nt, warm-up hides at least half: verdict to installed at most 0.5 × alone", installed, 0.5)
     for name, paper in (("St", 1.9), ("Nt", 1.9), ("St and Nt, neighbours", 2.2)):
-        ours, theirs = _from_certain(found, f"{name}, paper"), _from_certain(found, f"{name}, conventional (NFS)")
+        ours, theirs = (found.median(f"{name}, {which}", recovery.FUNCTION) for which in ("paper", "conventional (NFS)"))
         goal(f"recovery of the function, {name}: conventional at least {paper} × ours (preset paper)", _ratio(theirs, ours), None, paper)
     return report.aligned([["goal", "found", "kept"], *rows])
 
@@ -286,7 +286,7 @@ def _remarks(found: Findings) -> list[str]:
     if found.alone_ms:
         lines.append(f"- Resume, push and run of Web 1's procedure alone: {statistics.median(found.alone_ms):.0f} ms.")
     for case in found.cases:
-        if (took := _from_certain(found, case.name)) is not None:
+        if (took := case.median(recovery.FUNCTION)) is not None:
             lines.append(f"- {case.name}: {took:.0f} ms from certain to serving.")
     back = "outage after the first is back"
     for case in found.cases:

@@ -34,6 +34,8 @@ PREFIX = "p2pdb-r"
 SWITCH = f"{PREFIX}-switch"
 PORT = 7400
 REST_S = 6
+# Figs. 14 and 15 of the paper.
+FUNCTION = "recovery of the function"
 PHASES = ["certain", "decided", "answering (log)", "outage (client)"]
 
 POLLER = """
@@ -441,7 +443,10 @@ class Group:
         for server, client in clients.items():
             steps = json.loads(self._why(observer, server))["steps"]
             self.story += self.call(observer, "why", f"S{server}")
-            for phase, value in self._phases(steps, failed_ns).items():
+            phases = self._phases(steps, failed_ns)
+            if "certain" in phases and "answering (log)" in phases:
+                phases[FUNCTION] = phases["answering (log)"] - phases["certain"]
+            for phase, value in phases.items():
                 found[phase] = max(found.get(phase, 0), value)
             outage = client.outage_ms(failed_ns, f"S{server} played")
             found["outage (client)"] = max(found.get("outage (client)", 0), outage)
