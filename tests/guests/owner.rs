@@ -15,7 +15,7 @@ use p2pdb::ports::Hypervisor;
 use super::rig::{INTERFACE, program};
 
 #[test]
-#[ignore = "the other side of the tests, which start it"]
+#[ignore = "not a test: the process that the tests here start and talk to, as a daemon of its own"]
 fn owner() {
     let Some(directory) = std::env::var_os("OWNER_DIRECTORY").map(std::path::PathBuf::from) else { return };
     let count = std::env::var("OWNER_COUNT").unwrap().parse().unwrap();

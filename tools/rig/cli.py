@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
@@ -113,10 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sync(arguments: argparse.Namespace, progress: Progress) -> int:
-    chosen = arguments.only.split(",")
-    unknown = [name for name in chosen if name not in sync.SYSTEMS]
-    if unknown:
-        raise RigError(f"--only {','.join(unknown)}: not one of {', '.join(sync.SYSTEMS)}")
+    chosen = _chosen(arguments.only, sync.SYSTEMS)
     _need_root()
     bench = _bench(arguments, progress)
     sync.run(bench, chosen)
@@ -157,10 +155,7 @@ def _recovery(arguments: argparse.Namespace, progress: Progress) -> int:
 
 
 def _experiment(arguments: argparse.Namespace, progress: Progress) -> int:
-    parts = arguments.only.split(",")
-    unknown = [part for part in parts if part not in experiment.PARTS]
-    if unknown:
-        raise RigError(f"--only {','.join(unknown)}: not one of {', '.join(experiment.PARTS)}")
+    parts = _chosen(arguments.only, experiment.PARTS)
     _need_root()
     experiment.run(_bench(arguments, progress), arguments.runs, arguments.paper_runs, arguments.extra_runs, parts)
     return 0
@@ -192,6 +187,14 @@ def _bench(arguments: argparse.Namespace, progress: Progress) -> Bench:
     )
     folder = arguments.out or RESULTS / arguments.command
     return Bench(options, folder.resolve(), progress)
+
+
+def _chosen(text: str, known: Iterable[str]) -> list[str]:
+    chosen = text.split(",")
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise RigError(f"--only {','.join(unknown)}: not one of {', '.join(known)}")
+    return chosen
 
 
 def _sizes(text: str, low: int, high: int) -> list[int]:
