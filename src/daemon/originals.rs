@@ -357,6 +357,7 @@ fn libvirt_driver(config: &Config) -> LibvirtDriver {
             KeepSetting::Paused => Keep::Paused,
             KeepSetting::Saved => Keep::Saved,
         },
+        rehearsal: settings.rehearsal.clone(),
         boot: Duration::from_secs(settings.boot_s),
         bridge: config.service.interface(),
         gateway: config.service.gateway(),

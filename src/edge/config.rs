@@ -168,6 +168,8 @@ pub struct LibvirtConfig {
     pub processors: u32,
     pub acceleration: AccelerationSetting,
     pub keep: KeepSetting,
+    /// Empty: none.
+    pub rehearsal: String,
     pub boot_s: u64,
 }
 
@@ -506,6 +508,13 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "libvirt",
+        "rehearsal",
+        Kind::TextOrNone,
+        "\"\"",
+        "A command that a guest runs once before it waits in memory, such as \"nginx && nginx -s quit\": what has run once starts sooner.",
+    ),
+    key(
+        "libvirt",
         "boot_s",
         Kind::Integer { min: 5, max: 3600 },
         "180",
@@ -813,7 +822,7 @@ impl Kind {
             Kind::IpOrNone => "an IP address such as \"10.0.0.1\", or \"\"".into(),
             Kind::Driver => "\"process\" or \"libvirt\"".into(),
             Kind::Text => "a text such as \"qemu:///system\"".into(),
-            Kind::TextOrNone => "a name such as \"web-template\", or \"\"".into(),
+            Kind::TextOrNone => "a text in quotes, or \"\"".into(),
             Kind::FolderOrNone => "the full path of a folder such as \"/var/lib/p2pdb-image\", or \"\"".into(),
             Kind::Acceleration => "\"auto\", \"kvm\" or \"qemu\"".into(),
             Kind::Keep => "\"paused\" or \"saved\"".into(),

@@ -86,6 +86,7 @@ fn libvirt_driver(like: &ProcessDriver) -> Option<LibvirtDriver> {
         processors: 1,
         acceleration: (text("OWNER_ACCELERATION") == "qemu").then_some(Acceleration::Qemu),
         keep: if text("OWNER_KEEP") == "saved" { Keep::Saved } else { Keep::Paused },
+        rehearsal: std::env::var("OWNER_REHEARSAL").unwrap_or_default(),
         boot: Duration::from_secs(120),
         bridge: like.interface.clone(),
         gateway: like.gateway,

@@ -82,6 +82,26 @@ fn a_machine_serves_and_is_put_back() {
 }
 
 #[test]
+fn a_machine_that_waits_in_memory_has_rehearsed_whatever_came_of_it() {
+    if !machines_possible("a_machine_that_waits_in_memory_has_rehearsed_whatever_came_of_it") {
+        return;
+    }
+    let network = Network::of("mr", 1, Tie::Bridge);
+    let libvirtd = Libvirtd::start(&network, 0);
+    let rehearsal = Path::new("echo \"it's done\" >/run/p2pdb/sign; sleep 1000 & exit 3");
+    let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_REHEARSAL", rehearsal)]);
+    let owner = host.start();
+    wait_until("it waits in memory", || libvirtd.machines() == ["paused"]);
+    owner.done("1 7 resume S2");
+    let look = host.procedure("", "cat /run/p2pdb/sign", &[]);
+    assert!(owner.done(&format!("1 7 install S2 {look}")).ends_with("it's done"));
+    // Each life does it again.
+    owner.done("1 7 reset");
+    owner.done("1 8 resume S3");
+    assert!(owner.done(&format!("1 8 install S3 {look}")).ends_with("it's done"));
+}
+
+#[test]
 fn a_machine_that_waits_on_disk_serves_as_well() {
     if !machines_possible("a_machine_that_waits_on_disk_serves_as_well") {
         return;

@@ -4,7 +4,7 @@
 //! (nothing) --boot, save--> pristine state on disk --restore--> suspended --resume--> running … --destroy--> pristine state
 //! ```
 //! It is booted once, from an image or as a copy of a virtual machine that libvirt has (`template`); after that each life begins by restoring the state that was saved then. `keep = "paused"`: it is restored ahead of
-//! time and waits in memory. `keep = "saved"`: it waits on disk and is restored when it is needed. The machines are transient: libvirt
+//! time, runs until it has answered and rehearsed, and waits in memory. `keep = "saved"`: it waits on disk and is restored when it is needed. The machines are transient: libvirt
 //! forgets them when they end. Procedures come in by the guest agent, so a guest needs no network for that. Its address is on its
 //! own interface, and whether anybody reaches it there is decided on this host (`gate`). An instance is named by its UUID.
 
@@ -22,11 +22,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tracing::info;
+use tracing::{info, warn};
 use virt::domain::Domain;
 use virt_sys::{
-    VIR_DOMAIN_BLOCKED, VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR, VIR_DOMAIN_RUNNING, VIR_DOMAIN_SAVE_PAUSED,
-    VIR_DOMAIN_SAVE_RUNNING,
+    VIR_DOMAIN_BLOCKED, VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR, VIR_DOMAIN_RUNNING, VIR_DOMAIN_SAVE_RUNNING,
 };
 
 use super::machine::{Failed, Machine, Seen};
@@ -56,6 +55,8 @@ const AGENT_ALONE: Duration = Duration::from_secs(3);
 const AGENT_GRACE: Duration = Duration::from_secs(8);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 const ADDRESS: Duration = Duration::from_secs(5);
+/// How long a rehearsal may take.
+const REHEARSAL: Duration = Duration::from_secs(60);
 /// Beyond the deadline of a procedure itself.
 const INSTALL_MARGIN: Duration = Duration::from_secs(5);
 /// A guest whose kernel has said nothing by then does not run with this acceleration.
@@ -103,6 +104,8 @@ pub struct LibvirtDriver {
     /// `None`: what is found to work.
     pub acceleration: Option<Acceleration>,
     pub keep: Keep,
+    /// A command that a guest runs once before it waits in memory; empty: none.
+    pub rehearsal: String,
     /// How long a first boot may take.
     pub boot: Duration,
     /// The bridge of this host on the service network.
@@ -194,7 +197,7 @@ impl Machine for LibvirtMachine {
         match self.store.pristine(&made_from) {
             Ok(pristine) => {
                 self.lay_out(&pristine, register)?;
-                match self.restore_ahead() {
+                match self.restore_ahead(&pristine.uuid) {
                     Err(LibvirtError::Failed { why, .. }) => {
                         info!("{}: its pristine state cannot be restored and is made anew: {why}", self.original);
                         self.end(&pristine.uuid)?;
@@ -206,7 +209,7 @@ impl Machine for LibvirtMachine {
         }
         let pristine = self.make_pristine(&source, made_from, register)?;
         self.lay_out(&pristine, register)?;
-        self.restore_ahead().map_err(|error| error.to_string())
+        self.restore_ahead(&pristine.uuid).map_err(|error| error.to_string())
     }
 
     fn look(&mut self, instance: &str) -> Seen {
@@ -231,7 +234,7 @@ impl Machine for LibvirtMachine {
         self.store.set_awake(true).map_err(|error| self.at_folder(error))?;
         let resumed = match self.driver.keep {
             Keep::Paused => self.connection.on_domain(instance, "resuming it", ACT, |domain| domain.resume()).map(drop),
-            Keep::Saved => self.restore(VIR_DOMAIN_SAVE_RUNNING),
+            Keep::Saved => self.restore(),
         };
         resumed.map_err(|error| error.to_string())?;
         // Ready before it is needed.
@@ -353,17 +356,40 @@ impl LibvirtMachine {
         bases.iter().enumerate().try_for_each(make).map_err(|why| self.lacking_room(why))
     }
 
-    fn restore_ahead(&mut self) -> Result<(), LibvirtError> {
-        match self.driver.keep {
-            Keep::Paused => self.restore(VIR_DOMAIN_SAVE_PAUSED),
-            Keep::Saved => Ok(()),
+    /// Puts into memory what is to wait there, and lets it answer and rehearse before it is suspended: whether it can is known
+    /// then, and what it has done once it does again in a fraction of the time.
+    fn restore_ahead(&mut self, uuid: &str) -> Result<(), LibvirtError> {
+        if self.driver.keep == Keep::Saved {
+            return Ok(());
         }
+        self.restore()?;
+        if let Err(why) = self.wait_for_guest(uuid, Instant::now() + RESUME) {
+            // That libvirt does not answer says nothing of the guest.
+            self.connection.on_domain(uuid, "asking how it is", LOOK, Domain::get_state)?;
+            return Err(LibvirtError::Failed { what: "waiting for its first answer", why });
+        }
+        self.rehearse(uuid);
+        self.connection.on_domain(uuid, "suspending it", ACT, |domain| domain.suspend()).map(drop)
     }
 
-    fn restore(&mut self, flags: u32) -> Result<(), LibvirtError> {
+    /// One that cannot be rehearsed with serves all the same, only later.
+    fn rehearse(&mut self, uuid: &str) {
+        if self.driver.rehearsal.is_empty() {
+            return;
+        }
+        let script = script::rehearsal(&self.driver.rehearsal, REHEARSAL.as_secs());
+        let why = match self.run(uuid, &script, &[], REHEARSAL + INSTALL_MARGIN) {
+            Ok(Ran { status: 0, .. }) => return,
+            Ok(Ran { status, output }) => format!("it ended with exit code {status}: {}", output.trim()),
+            Err(why) => why,
+        };
+        warn!("{}: libvirt.rehearsal: {why}", self.original);
+    }
+
+    fn restore(&mut self) -> Result<(), LibvirtError> {
         let path = self.store.save_path().to_string_lossy().into_owned();
         self.connection.call("restoring it", MOVE_MEMORY, move |connection| {
-            Domain::domain_restore_flags(connection, &path, None, flags)
+            Domain::domain_restore_flags(connection, &path, None, VIR_DOMAIN_SAVE_RUNNING)
         })
     }
 

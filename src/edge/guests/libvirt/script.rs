@@ -35,6 +35,9 @@ rm -f /etc/machine-id /etc/ssh/ssh_host_*
 echo "$machine" >/etc/machine-id
 "#;
 
+const ENVIRONMENT: &str =
+    "umask 022\nexport PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8";
+
 const HELPERS: &str = r#"
 uptime_s() { read -r up _ </proc/uptime; echo "${up%%.*}"; }
 place() { mkdir -p "${3%/*}/" && cp "$2" "$3" && chmod "$1" "$3"; }
@@ -58,7 +61,7 @@ pub fn install(procedure: &Procedure, target: &ServerName, original: &str, archi
     let (machine, seed) = (random_hex()?, random_hex()?);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut script = format!(
-        "umask 022\nexport PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8\n\
+        "{ENVIRONMENT}\n\
          export P2PDB_TARGET={} P2PDB_ORIGINAL={} P2PDB_ROOT=\n\
          now={now} machine={machine} seed={seed}\n\
          folder=/run/p2pdb/procedure log=/run/p2pdb/output\n",
@@ -100,6 +103,16 @@ pub fn install(procedure: &Procedure, target: &ServerName, original: &str, archi
     }
     line("finish 0 ''");
     Ok(script)
+}
+
+/// The script that runs a command as procedures will run theirs, and prints the end of what it printed. What goes on in the
+/// background afterwards must not keep whoever asked waiting.
+pub fn rehearsal(command: &str, deadline_s: u64) -> String {
+    format!(
+        "{ENVIRONMENT}\nlog=/run/p2pdb/rehearsal\nmkdir -p /run/p2pdb\n\
+         timeout {deadline_s} sh -c {} >\"$log\" 2>&1 </dev/null\ncode=$?\ntail -c 16384 \"$log\"\nexit $code\n",
+        quoted(command)
+    )
 }
 
 /// The script that gives the guest its address, on the card with this hardware address. Whether others reach it there is the
