@@ -16,6 +16,24 @@ from .virtual_machines import IMAGE, MEMORY_MIB, Libvirtd
 
 # Of every cable, as the paper's switch was a 1000BASE-T one.
 NETWORK_RATE = "1gbit"
+# What each original runs once before it waits: the web server, the tools of installing, and what the others do before they listen.
+REHEARSAL = "; ".join(
+    [
+        "mkdir -p /var/log/nginx /var/lib/nginx /run/sshd /run/squid",
+        "nginx",
+        "wget -q -O /dev/null http://127.0.0.1/",
+        "nginx -s quit",
+        "cd /run",
+        "cp /etc/passwd copy",
+        "chmod 644 copy",
+        "tar -cf - copy | tar -xf - -C /tmp",
+        "rm copy /tmp/copy",
+        'printf "http_port 3128\\npid_filename none\\ncache deny all\\n" >squid.conf',
+        "squid -k parse -f squid.conf",
+        'ssh-keygen -q -t ed25519 -N "" -f key',
+        "sshd -t -h key",
+    ]
+)
 PROGRAMS = ["postfix", "openssh-server", "vsftpd", "squid", "nginx-light"]
 NAMES = {1: "Mail", 2: "Login", 3: "FTP", 4: "Proxy", 5: "Web 1", 6: "Web 2"}
 CHECKS = {1: "mail, smtp 25", 2: "login, ssh", 3: "files, ftp", 4: "proxy, tcp 3128", 5: "web, http 80 /", 6: "web, http 80 /"}
@@ -45,6 +63,7 @@ class PaperGroup(Group):
             "#memory_mib = 256": f"memory_mib = {MEMORY_MIB}",
             '#acceleration = "auto"': 'acceleration = "qemu"',
             "#boot_s = 180": "boot_s = 900",
+            '#rehearsal = ""': f"rehearsal = '{REHEARSAL}'",
         }
         for default, line in changes.items():
             if default not in text:

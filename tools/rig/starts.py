@@ -1,9 +1,9 @@
 """How long virtual machines take to start, and what it costs to keep them ready (the paper's Fig. 9), without p2pdb.
 
-Method: machines of the image `full` on one host, until the guest agent answers: from cold; resumed after being paused in memory;
-restored from a state on disk; and restored from a state that is fetched from a file server over NFS version 4 (ganesha on another host,
-read with libnfs), as in the paper's conventional method. Each for one machine and for two at once. Of the two that are paused in memory
-the proportional set of their processes is taken, of the two on disk the size of their states.
+Method: machines of the image `full` on one host, until the guest agent answers: from cold; resumed after having answered and been
+paused in memory, as p2pdb's originals are; restored from a state on disk; and restored from a state that is fetched from a file server over
+NFS version 4 (ganesha on another host, read with libnfs), as in the paper's conventional method. Each for one machine and for two at once.
+Of the two that are paused in memory the proportional set of their processes is taken, of the two on disk the size of their states.
 """
 
 import statistics
@@ -67,7 +67,7 @@ def measure(bench: Bench, runs: int) -> Starts:
                 for way in WAYS if share is not None else WAYS[:2]:
                     some = guests[:count]
                     if way == "resumed":
-                        _all(some, Guest.restore_paused)
+                        _all(some, Guest.restore_and_pause)
                     _time(starts, f"{word} {way}", some, starters[way])
                     _all(some, Guest.destroy)
     finally:
@@ -101,7 +101,7 @@ def url(host: int, name: str) -> str:
 
 
 def _measure_cost(starts: Starts, libvirtd: Libvirtd, guests: list[Guest]) -> None:
-    _all(guests, Guest.restore_paused)
+    _all(guests, Guest.restore_and_pause)
     starts.memory_mib["resumed"] = sum(map(resident_mib, libvirtd.processes()))
     _all(guests, Guest.destroy)
     starts.memory_mib["from disk"] = 0

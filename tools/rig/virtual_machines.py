@@ -90,10 +90,9 @@ class Guest:
     def pause(self) -> None:
         self._domain().suspend()
 
-    def restore_paused(self) -> None:
-        import libvirt
-
-        self._connection.restoreFlags(str(self.state), None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
+    def restore_and_pause(self) -> None:
+        self.restore()
+        self.pause()
 
     def resume(self) -> None:
         self._domain().resume()
