@@ -156,8 +156,11 @@ impl Management {
             return;
         }
         if guest.state == GuestState::Broken {
-            let why = || (wanted.slot, format!("it is broken: {}", guest.note));
-            self.stand_ins.failed.entry(original.to_owned()).or_insert_with(why);
+            let failed = self.stand_ins.failed.entry(original.to_owned()).or_default();
+            // What is known of the same decision says more.
+            if failed.0 != wanted.slot {
+                *failed = (wanted.slot, format!("it is broken: {}", guest.note));
+            }
         }
         if let Some((_, why)) = self.stand_ins.failed.get(original).filter(|(slot, _)| *slot == wanted.slot) {
             let why = why.clone();

@@ -1105,3 +1105,19 @@ fn a_stand_in_that_is_made_beside_one_that_is_ill_is_not_taken_for_that_one() {
     group.run(10_000);
     assert!(plays(&group) && group.recoveries() == 2, "{}", group.story());
 }
+
+#[test]
+fn a_stand_in_that_breaks_where_one_has_failed_before_is_made_again() {
+    let mut group = Group::new(3);
+    group.set("Original: S3, original-1, broken, x");
+    group.bad_installs = 2;
+    group.power_off("S2");
+    let is_installed = |group: &Group| group.servers[0].guests["original-1"].0.state == GuestState::Installed;
+    group.wait("it is installed", 30_000, is_installed);
+    // Its machine ends by itself, while no order is under way.
+    let record = &mut group.servers[0].guests.get_mut("original-1").unwrap().0;
+    record.state = GuestState::Broken;
+    let guest = record.guest("original-1");
+    group.reply(0, 25 * MS, ManagementInput::Guest(GuestReport::Changed(guest)));
+    group.wait("S2 is played", 60_000, |group| group.host_of(2).as_deref() == Some("S1"));
+}
