@@ -29,6 +29,8 @@ use crate::core::watch::{Role, Verdict};
 const PAUSE_US: u64 = 500_000;
 /// How long a host may take for a step before another one is chosen, in microseconds.
 const STUCK_US: u64 = 90_000_000;
+/// The same for the installation, which ends by its own deadline: the longest that a procedure may have, and a minute.
+const INSTALLING_US: u64 = 660_000_000;
 /// How long a server has to take its address once it is in the group, in microseconds.
 const SETTLE_US: u64 = 5_000_000;
 /// How long the service of a stand-in may fail before it is given up, in microseconds: another one takes seconds, and one that is
@@ -195,7 +197,9 @@ impl Management {
                 if seen.0 != *row {
                     *seen = (row.clone(), now_us);
                 }
-                now_us > seen.1 + STUCK_US && !matches!(row.phase, Phase::Waiting | Phase::Serving | Phase::Installed)
+                let patience_us = if row.phase == Phase::Resumed { INSTALLING_US } else { STUCK_US };
+                let may_last = matches!(row.phase, Phase::Waiting | Phase::Serving | Phase::Installed);
+                now_us > seen.1 + patience_us && !may_last
             }
             None => false,
         };
