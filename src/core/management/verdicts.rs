@@ -33,8 +33,8 @@ const STUCK_US: u64 = 90_000_000;
 const INSTALLING_US: u64 = 660_000_000;
 /// How long a server has to take its address once it is in the group, in microseconds.
 const SETTLE_US: u64 = 5_000_000;
-/// How long the service of a stand-in may fail before it is given up, in microseconds: another one takes seconds, and one that is
-/// only slow would be made anew again and again.
+/// How long the verdict on a stand-in's service must stand before it is given up, in microseconds: another one takes seconds, and
+/// one that is only slow would be made anew again and again.
 const PATIENCE_US: u64 = 3_000_000;
 /// Between two restarts of the own service, in microseconds.
 const RESTART_US: u64 = 10_000_000;
