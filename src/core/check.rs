@@ -60,6 +60,11 @@ impl Preset {
         }
     }
 
+    /// Whose pace a check has.
+    pub fn of(check: &Check) -> Option<Self> {
+        [Preset::Fast, Preset::Paper].into_iter().find(|preset| preset.pace(&check.kind) == check.pace)
+    }
+
     pub fn pace(self, kind: &ProbeKind) -> Pace {
         match self {
             Preset::Fast => Pace { interval_ms: 1000, timeout_ms: 400, retry_ms: 50, rise: 2, fall: 2 },

@@ -55,6 +55,8 @@ pub enum Step {
 #[derive(Debug, Clone)]
 struct Holder {
     name: ServerName,
+    /// The decision that took the address away from it.
+    taken: Slot,
     /// When its lease is over at the latest.
     over_us: u64,
     gone: Option<Gone>,
@@ -90,14 +92,15 @@ impl Takeover {
         Self { slot, exclusive, look_us: look_ms * 1000, holders: Vec::new(), round: None, rounds: 0 }
     }
 
-    /// Names a server that held the address before, and when its lease is over at the latest, by this server's clock.
-    pub fn held_by(&mut self, name: ServerName, over_us: u64) {
-        self.holders.push(Holder { name, over_us, gone: None });
+    /// Names a server that held the address until a decision took it away, and when its lease is over at the latest, by this
+    /// server's clock.
+    pub fn held_by(&mut self, name: ServerName, taken: Slot, over_us: u64) {
+        self.holders.push(Holder { name, taken, over_us, gone: None });
     }
 
-    /// Whoever granted the leases knows better: this one is over sooner.
-    pub fn lease_over(&mut self, holder: &ServerName, over_us: u64) {
-        for held in self.holders.iter_mut().filter(|held| held.name == *holder) {
+    /// Whoever granted the leases knows better: the one that this decision ended is over sooner.
+    pub fn lease_over(&mut self, holder: &ServerName, taken: Slot, over_us: u64) {
+        for held in self.holders.iter_mut().filter(|held| held.name == *holder && held.taken == taken) {
             held.over_us = held.over_us.min(over_us);
         }
     }
@@ -199,7 +202,7 @@ mod tests {
 
     fn takeover(exclusive: bool) -> Takeover {
         let mut takeover = Takeover::new(7, exclusive, 250);
-        takeover.held_by(server("S2"), 2000 * MS);
+        takeover.held_by(server("S2"), 5, 2000 * MS);
         takeover
     }
 
@@ -212,12 +215,26 @@ mod tests {
         it.looked(1, &second, Ok(false));
         let left = |ms| Step::Wait(Obstacle::Lease { holder: server("S2"), left_ms: ms });
         assert_eq!(it.step(&me, Some(&second), 250 * MS), left(1750));
-        it.lease_over(&server("S2"), 650 * MS);
+        it.lease_over(&server("S2"), 5, 650 * MS);
         assert!(matches!(it.step(&me, Some(&second), 300 * MS), Step::Look { round: 2, .. }));
         it.looked(2, &me, Ok(false));
         it.looked(2, &second, Ok(false));
         assert_eq!(it.step(&me, Some(&second), 560 * MS), left(90));
         assert_eq!(it.step(&me, Some(&second), 650 * MS), Step::Take);
+    }
+
+    #[test]
+    fn a_lease_that_is_over_says_nothing_of_the_one_that_the_same_server_got_when_it_was_back() {
+        let me = server("S6");
+        let mut it = takeover(true);
+        it.held_by(server("S2"), 7, 2000 * MS);
+        it.lease_over(&server("S2"), 5, 0);
+        it.step(&me, None, 0);
+        it.looked(1, &me, Ok(false));
+        let left = |ms| Step::Wait(Obstacle::Lease { holder: server("S2"), left_ms: ms });
+        assert_eq!(it.step(&me, None, 250 * MS), left(1750));
+        it.lease_over(&server("S2"), 7, 0);
+        assert_eq!(it.step(&me, None, 250 * MS), Step::Take);
     }
 
     #[test]
@@ -235,7 +252,7 @@ mod tests {
     #[test]
     fn holders_that_let_go_are_believed_at_once_if_all_of_them_do() {
         let mut it = takeover(true);
-        it.held_by(server("S5"), 3000 * MS);
+        it.held_by(server("S5"), 6, 3000 * MS);
         it.gone(&server("S5"), Gone::LetGo);
         let me = server("S6");
         it.step(&me, None, 0);

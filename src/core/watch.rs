@@ -102,7 +102,7 @@ pub struct Verdict {
     pub failure: Failure,
     /// In which capacity this server judges.
     pub role: Role,
-    /// When the first question that failed was put, by the monotonic clock.
+    /// Since when it stands, however it has changed, by the monotonic clock.
     pub since_us: u64,
     /// What each check says.
     pub evidence: Vec<String>,
@@ -247,8 +247,9 @@ impl Watch {
         }
         let verdicts: Vec<_> = self.targets.values().map(|target| self.verdict(target, now_us)).collect();
         for (target, verdict) in self.targets.values_mut().zip(verdicts) {
-            if let Some(verdict) = verdict.filter(|verdict| target.judged < Some(verdict.failure)) {
-                target.judged = Some(verdict.failure);
+            let judged = target.judged.map(|(failure, _)| failure);
+            if let Some(verdict) = verdict.filter(|verdict| judged < Some(verdict.failure)) {
+                target.judged = Some((verdict.failure, verdict.since_us));
                 out.push(Output::Verdict(verdict));
             }
             target.tell(&self.linked, out);
@@ -367,7 +368,7 @@ impl Watch {
             host: target.watched.host.clone(),
             failure,
             role: target.watched.role,
-            since_us: target.suspect_us.unwrap_or(target.since_us),
+            since_us: target.judged.map_or(now_us, |(_, since_us)| since_us),
             evidence: self.evidence(target),
             other: other.map(|(name, health)| (name.clone(), health)),
         })

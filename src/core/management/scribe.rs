@@ -43,11 +43,14 @@ impl Management {
                     let place = recovery.place.as_ref();
                     let written = turn.record(file::PROBLEM, &member.name);
                     let plays = written.and_then(|record| ServerName::new(record.field(2)).ok());
-                    if written.is_none() || plays.is_some() && plays.as_ref() != place.map(|place| &place.host) {
+                    let is_new = row.as_ref().is_none_or(|row| row.slot < recovery.slot);
+                    // A new one may be on the host of the one before, and is watched from the beginning.
+                    let is_other = plays.as_ref() != place.map(|place| &place.host);
+                    if written.is_none() || plays.is_some() && (is_new || is_other) {
                         let open = Record::of(["---", &name, "---"]);
                         self.want_record(turn, file::PROBLEM, &name, Some(open), &reason);
                     }
-                    if row.as_ref().is_none_or(|row| row.slot < recovery.slot) {
+                    if is_new {
                         let row = RecoveryRow {
                             target: member.name.clone(),
                             phase: Phase::Decided,

@@ -89,6 +89,11 @@ impl StandIns {
         is_time
     }
 
+    fn installs(&self, original: &str, target: &ServerName) -> bool {
+        let is_it = |action: &GuestAction| matches!(action, GuestAction::Install { target: it, .. } if it == target);
+        self.orders.values().any(|(busy, action, _)| busy == original && is_it(action))
+    }
+
     fn is_busy(&self, original: &str) -> bool {
         self.orders.values().any(|(busy, ..)| busy == original)
     }
@@ -112,10 +117,15 @@ impl Management {
         let originals: Vec<String> = self.stand_ins.guests.keys().cloned().collect();
         for original in originals {
             let retry_us = self.stand_ins.retry_us.get(&original).copied().unwrap_or(0);
+            let wanted = wanted.get(&original);
+            if let Some(wanted) = wanted.filter(|wanted| self.stand_ins.installs(&original, &wanted.target)) {
+                // Perhaps the warm-up has begun it.
+                self.tell_phase(turn, wanted, Phase::Resumed, original.clone());
+            }
             if self.stand_ins.is_busy(&original) || turn.now_us() < retry_us {
                 continue;
             }
-            match wanted.get(&original) {
+            match wanted {
                 Some(wanted) => self.play(turn, &original, wanted),
                 None => self.put_back(turn, &original),
             }
@@ -156,8 +166,11 @@ impl Management {
             return;
         }
         if guest.state == GuestState::Broken {
-            let why = || (wanted.slot, format!("it is broken: {}", guest.note));
-            self.stand_ins.failed.entry(original.to_owned()).or_insert_with(why);
+            let failed = self.stand_ins.failed.entry(original.to_owned()).or_default();
+            // What is known of the same decision says more.
+            if failed.0 != wanted.slot {
+                *failed = (wanted.slot, format!("it is broken: {}", guest.note));
+            }
         }
         if let Some((_, why)) = self.stand_ins.failed.get(original).filter(|(slot, _)| *slot == wanted.slot) {
             let why = why.clone();

@@ -118,7 +118,7 @@ impl Management {
         holders.retain(|it| Some(it) == last.as_ref() || self.learned_us(it.1) + wait_us > now_us);
         let mut takeover = Takeover::new(slot, service.exclusive, self.config.look_ms);
         for (holder, taken) in &holders {
-            takeover.held_by(holder.clone(), self.learned_us(*taken) + wait_us);
+            takeover.held_by(holder.clone(), *taken, self.learned_us(*taken) + wait_us);
         }
         UnderWay { takeover, holders, granted_us: BTreeMap::new(), next_ask_us: 0 }
     }
@@ -215,7 +215,7 @@ impl Management {
             electorate.is_quorum(self.config.policy, &voted, &reachable)
         });
         if is_enough && let Some(it) = self.takeovers.under_way.get_mut(&target) {
-            it.takeover.lease_over(holder, last_us + wait_us);
+            it.takeover.lease_over(holder, slot, last_us + wait_us);
         }
     }
 

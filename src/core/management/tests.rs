@@ -59,6 +59,8 @@ struct Group {
     without_network: BTreeSet<usize>,
     /// How many of the next installations fail.
     bad_installs: usize,
+    /// How long an installation takes, in ms.
+    install_ms: u64,
     /// Originals that carry out nothing any more, and say nothing.
     hung: BTreeSet<(usize, String)>,
     /// Stand-ins whose service does not answer, until they are made anew.
@@ -137,6 +139,7 @@ impl Group {
             wrong_ms: BTreeMap::new(),
             without_network: BTreeSet::new(),
             bad_installs: 0,
+            install_ms: 20,
             hung: BTreeSet::new(),
             ill: BTreeSet::new(),
             fences_end: true,
@@ -181,6 +184,14 @@ impl Group {
     /// What a server sees of the files.
     fn shared_by(&mut self, index: usize) -> &mut Shared {
         self.apart.as_mut().filter(|_| self.away.contains(&index)).unwrap_or(&mut self.shared)
+    }
+
+    fn add_original(&mut self, index: usize, original: &str) {
+        let name = self.servers[index].name.clone();
+        self.set(&format!("Original: {name}, {original}, suspended, x"));
+        let record = GuestRecord { state: GuestState::Suspended, ..GuestRecord::absent() };
+        self.reply(index, 0, ManagementInput::Guest(GuestReport::Changed(record.guest(original))));
+        self.servers[index].guests.insert(original.to_owned(), (record, None));
     }
 
     fn lines(&self, name: &str) -> Vec<String> {
@@ -467,8 +478,10 @@ impl Group {
         for server in 0..self.servers.len() {
             self.plan(500, Event::To(server, Cause::Files));
         }
-        self.reply(index, 20 * MS, ManagementInput::Guest(GuestReport::Outcome { id: order.id, outcome }));
-        self.reply(index, 20 * MS, ManagementInput::Guest(GuestReport::Changed(guest)));
+        let installs = matches!(order.action, GuestAction::Install { .. });
+        let after_us = if installs { self.install_ms } else { 20 } * MS;
+        self.reply(index, after_us, ManagementInput::Guest(GuestReport::Outcome { id: order.id, outcome }));
+        self.reply(index, after_us, ManagementInput::Guest(GuestReport::Changed(guest)));
         took.into_iter().for_each(|address| self.check_exclusive(address));
     }
 
@@ -1004,13 +1017,8 @@ fn what_a_decision_has_used_is_not_warmed_up_again() {
 #[test]
 fn a_stand_in_that_moves_on_its_host_waits_until_the_one_before_has_let_go() {
     let mut group = Group::new(3);
-    for index in [0, 2] {
-        let name = group.servers[index].name.clone();
-        group.set(&format!("Original: {name}, original-2, suspended, x"));
-        let record = GuestRecord { state: GuestState::Suspended, ..GuestRecord::absent() };
-        group.reply(index, 0, ManagementInput::Guest(GuestReport::Changed(record.guest("original-2"))));
-        group.servers[index].guests.insert("original-2".to_owned(), (record, None));
-    }
+    group.add_original(0, "original-2");
+    group.add_original(2, "original-2");
     group.servers[1].serves = false;
     group.wait("S2 is played", 4_000, |group| group.host_of(2).as_deref() == Some("S1"));
     group.run(3_000);
@@ -1060,4 +1068,82 @@ fn a_stand_in_that_is_ill_is_made_anew_where_there_is_no_other_place() {
     group.wait("S2 is played well", 20_000, |group| group.host_of(2).is_some() && group.ill.is_empty());
     group.run(20_000);
     assert_eq!((group.host_of(2).as_deref(), group.recoveries()), (Some("S1"), 3), "{}", group.story());
+}
+
+#[test]
+fn a_stand_in_that_is_slow_for_a_while_is_kept() {
+    let mut group = Group::new(4);
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).as_deref() == Some("S1"));
+    group.run(10_000);
+    group.ill.insert((0, "original-1".to_owned()));
+    group.run(2_000);
+    group.ill.clear();
+    group.run(10_000);
+    assert_eq!((group.host_of(2).as_deref(), group.recoveries()), (Some("S1"), 1), "{}", group.story());
+    group.ill.insert((0, "original-1".to_owned()));
+    group.wait("it is given up", 6_000, |group| group.recoveries() == 2);
+}
+
+#[test]
+fn a_stand_in_at_whose_address_nobody_answers_is_given_up_at_once() {
+    let mut group = Group::new(4);
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).as_deref() == Some("S1"));
+    group.run(10_000);
+    group.hung.insert((0, "original-1".to_owned()));
+    group.servers[0].guests.get_mut("original-1").unwrap().1 = None;
+    group.wait("it is given up", 2_200, |group| group.recoveries() == 2);
+}
+
+#[test]
+fn a_stand_in_that_is_made_beside_one_that_is_ill_is_not_taken_for_that_one() {
+    let mut group = Group::new(3);
+    group.add_original(0, "original-2");
+    group.set("Original: S3, original-1, broken, x");
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).as_deref() == Some("S1"));
+    group.run(10_000);
+    group.ill.insert((0, "original-1".to_owned()));
+    let plays = |group: &Group| group.servers[0].guests["original-2"].0.state == GuestState::Serving;
+    group.wait("original-2 plays it", 8_000, plays);
+    group.run(10_000);
+    assert!(plays(&group) && group.recoveries() == 2, "{}", group.story());
+}
+
+#[test]
+fn a_stand_in_that_breaks_where_one_has_failed_before_is_made_again() {
+    let mut group = Group::new(3);
+    group.set("Original: S3, original-1, broken, x");
+    group.bad_installs = 2;
+    group.power_off("S2");
+    let is_installed = |group: &Group| group.servers[0].guests["original-1"].0.state == GuestState::Installed;
+    group.wait("it is installed", 30_000, is_installed);
+    // Its machine ends by itself, while no order is under way.
+    let record = &mut group.servers[0].guests.get_mut("original-1").unwrap().0;
+    record.state = GuestState::Broken;
+    let guest = record.guest("original-1");
+    group.reply(0, 25 * MS, ManagementInput::Guest(GuestReport::Changed(guest)));
+    group.wait("S2 is played", 60_000, |group| group.host_of(2).as_deref() == Some("S1"));
+}
+
+#[test]
+fn an_installation_may_take_as_long_as_its_deadline() {
+    for fails in [0, 1] {
+        let mut group = Group::new(4);
+        group.install_ms = 120_000;
+        // One that fails is that of the warm-up: the next one begins with the decision, elsewhere.
+        group.bad_installs = fails;
+        group.power_off("S2");
+        group.wait("S2 is played", 250_000, |group| group.host_of(2).is_some());
+        assert_eq!(group.recoveries(), 1, "{}", group.story());
+    }
+}
+
+#[test]
+fn a_host_that_does_not_get_on_is_given_up() {
+    let mut group = Group::new(4);
+    group.hung.insert((0, "original-1".to_owned()));
+    group.power_off("S2");
+    group.wait("S2 is played", 120_000, |group| group.host_of(2).as_deref() == Some("S3"));
 }

@@ -17,7 +17,7 @@ use crate::core::id::ServerName;
 use crate::core::io::Ticket;
 use crate::core::lifecycle::Lifecycle;
 use crate::core::load::Condition;
-use crate::core::opinion::Health;
+use crate::core::opinion::{Failure, Health};
 use crate::core::placement::{self, Placement};
 use crate::core::record::Record;
 use crate::core::roster::{Member, Recovery};
@@ -29,8 +29,13 @@ use crate::core::watch::{Role, Verdict};
 const PAUSE_US: u64 = 500_000;
 /// How long a host may take for a step before another one is chosen, in microseconds.
 const STUCK_US: u64 = 90_000_000;
+/// The same for the installation, which ends by its own deadline: the longest that a procedure may have, and a minute.
+const INSTALLING_US: u64 = 660_000_000;
 /// How long a server has to take its address once it is in the group, in microseconds.
 const SETTLE_US: u64 = 5_000_000;
+/// How long the verdict on a stand-in's service must stand before it is given up, in microseconds: another one takes seconds, and
+/// one that is only slow would be made anew again and again.
+const PATIENCE_US: u64 = 3_000_000;
 /// Between two restarts of the own service, in microseconds.
 const RESTART_US: u64 = 10_000_000;
 
@@ -127,6 +132,11 @@ impl Management {
             // Of somebody who does not play the target any more.
             _ => return,
         };
+        // Where nobody is at the address, nothing is to be waited for.
+        let may_be_slow = replaces.is_some() && verdict.failure == Failure::Service;
+        if may_be_slow && turn.now_us() < verdict.since_us + PATIENCE_US {
+            return;
+        }
         let words = verdict.to_string();
         if replaces.is_none() {
             self.tell_detected(turn, target, &words);
@@ -187,7 +197,9 @@ impl Management {
                 if seen.0 != *row {
                     *seen = (row.clone(), now_us);
                 }
-                now_us > seen.1 + STUCK_US && !matches!(row.phase, Phase::Waiting | Phase::Serving | Phase::Installed)
+                let patience_us = if row.phase == Phase::Resumed { INSTALLING_US } else { STUCK_US };
+                let may_last = matches!(row.phase, Phase::Waiting | Phase::Serving | Phase::Installed);
+                now_us > seen.1 + patience_us && !may_last
             }
             None => false,
         };

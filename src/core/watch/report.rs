@@ -93,7 +93,7 @@ pub(super) fn of(watch: &Watch, target: &Target, now_us: u64) -> TargetReport {
         health_for_ms: age_ms(target.since_us),
         failing_for_ms: target.suspect_us.map(age_ms),
         linked: watched.here || watch.linked.contains_key(&watched.host),
-        verdict: target.judged,
+        verdict: target.judged.map(|(failure, _)| failure),
         other: watched.other().cloned(),
         other_says: watch.opinion_of_other(target).map(|(_, health)| health),
         waits_for: waits_for(watch, target, now_us),

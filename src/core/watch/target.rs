@@ -30,7 +30,8 @@ pub(super) struct Target {
     pub(super) suspected: bool,
     /// It has been in order once.
     pub(super) was_healthy: bool,
-    pub(super) judged: Option<Failure>,
+    /// The gravest verdict that was made, and when the first one was.
+    pub(super) judged: Option<(Failure, u64)>,
     pub(super) told: Option<(ServerName, Health)>,
 }
 
@@ -169,10 +170,12 @@ impl Target {
     }
 }
 
-/// The echo that tells a dead host from a dead service, when no check is one.
+/// The echo that tells a dead host from a dead service, when no check is one: as quick as the quickest check, or as its preset
+/// has it, which may give an echo less time.
 fn echo_for(watched: &Watched) -> Option<Check> {
     let has_echo = watched.checks.iter().any(|check| check.kind == ProbeKind::Icmp);
     let quickest = watched.checks.iter().min_by_key(|check| check.pace.timeout_ms);
-    let pace = quickest.map_or_else(|| Preset::Fast.pace(&ProbeKind::Icmp), |check| check.pace);
+    let beside = |check: &Check| Preset::of(check).map_or(check.pace, |preset| preset.pace(&ProbeKind::Icmp));
+    let pace = quickest.map_or_else(|| Preset::Fast.pace(&ProbeKind::Icmp), beside);
     (!has_echo && watched.role != Role::Own).then(|| Check::echo(&watched.target, pace))
 }
