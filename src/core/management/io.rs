@@ -41,7 +41,7 @@ pub struct ManagementConfig {
     pub look_ms: u64,
     /// Whether this host has a service network: it takes its own service address, and hosts stand-ins.
     pub service_network: bool,
-    /// The original servers of this host: each tells how it is before this server says that it holds nothing.
+    /// The original servers of this host: each tells how it is before this server says that it holds nothing, or lacks one.
     pub originals: Vec<String>,
     /// The hooks that are configured here.
     pub hooks: Vec<Hook>,

@@ -61,6 +61,8 @@ struct Group {
     bad_installs: usize,
     /// How long an installation takes, in ms.
     install_ms: u64,
+    /// How long after a start an original tells how it is.
+    first_report_us: u64,
     /// Originals that carry out nothing any more, and say nothing.
     hung: BTreeSet<(usize, String)>,
     /// Stand-ins whose service does not answer, until they are made anew.
@@ -140,6 +142,7 @@ impl Group {
             without_network: BTreeSet::new(),
             bad_installs: 0,
             install_ms: 20,
+            first_report_us: 1,
             hung: BTreeSet::new(),
             ill: BTreeSet::new(),
             fences_end: true,
@@ -220,7 +223,8 @@ impl Group {
         self.plan(0, Event::Tick(index));
         for (original, (record, _)) in self.servers[index].guests.clone() {
             let guest = record.guest(&original);
-            self.plan(1, Event::To(index, Cause::Input(ManagementInput::Guest(GuestReport::Changed(guest)))));
+            let report = Cause::Input(ManagementInput::Guest(GuestReport::Changed(guest)));
+            self.plan(self.first_report_us, Event::To(index, report));
         }
         for other in 0..self.servers.len() {
             if other != index && self.reaches(index, other) {
@@ -1125,6 +1129,22 @@ fn a_stand_in_that_breaks_where_one_has_failed_before_is_made_again() {
     let guest = record.guest("original-1");
     group.reply(0, 25 * MS, ManagementInput::Guest(GuestReport::Changed(guest)));
     group.wait("S2 is played", 60_000, |group| group.host_of(2).as_deref() == Some("S1"));
+}
+
+#[test]
+fn a_stand_in_outlives_the_daemon_of_its_host() {
+    let mut group = Group::new(4);
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    let host = group.host_of(2).unwrap();
+    group.run(10_000);
+    let index = group.index(&server(&host));
+    group.first_report_us = 300 * MS;
+    let Server { name, memory, .. } = &group.servers[index];
+    group.servers[index].management = Management::new(config(name, index, &group.hooks), memory.clone());
+    group.begin(index);
+    group.run(30_000);
+    assert_eq!((group.host_of(2), group.recoveries()), (Some(host), 1), "{}", group.story());
 }
 
 #[test]
