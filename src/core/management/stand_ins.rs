@@ -24,8 +24,10 @@ use crate::core::takeover::{Obstacle, Step};
 const WARM_UP_US: u64 = 15_000_000;
 /// How long after a failure an order is given again, in microseconds.
 const RETRY_US: u64 = 1_000_000;
-/// How often a broken original is made anew that no decision wants, in microseconds.
+/// How long after an attempt to make a broken original anew the next one follows, in microseconds. Each that fails doubles it, up
+/// to the longest: an attempt may cost a boot, and what it lacks may be lacking for long.
 const MEND_US: u64 = 10_000_000;
+const MEND_LONGEST_US: u64 = 300_000_000;
 /// So often an original may fail to take the address, which may be a matter of the moment, before it is given up.
 const REFUSALS_MAX: u32 = 5;
 /// So long the row that tells of the decision is left to the scribe, in microseconds.
@@ -44,8 +46,8 @@ pub(super) struct StandIns {
     retry_us: BTreeMap<String, u64>,
     /// How often each has failed to take the address because of a decision.
     refusals: BTreeMap<String, (Slot, u32)>,
-    /// When one that is broken may be made anew again.
-    mend_us: BTreeMap<String, u64>,
+    /// When each was last made anew because it was broken, and how often since it was last suspended.
+    mended: BTreeMap<String, (u64, u32)>,
     /// When an address has to be held again.
     hold_us: BTreeMap<String, u64>,
     /// What each takeover waits for.
@@ -80,11 +82,15 @@ impl StandIns {
         refusals.1 >= REFUSALS_MAX
     }
 
-    /// Whether it is time to make a broken original anew; if so, the next time is later.
+    /// Whether it is time to make a broken original anew; if so, that is counted.
     fn mends(&mut self, original: &str, now_us: u64) -> bool {
-        let is_time = self.mend_us.get(original).is_none_or(|at_us| now_us >= *at_us);
+        let before = self.mended.get(original).copied();
+        let is_time = before.is_none_or(|(last_us, times)| {
+            let pause_us = MEND_US << times.saturating_sub(1).min(10);
+            now_us >= last_us + pause_us.min(MEND_LONGEST_US)
+        });
         if is_time {
-            self.mend_us.insert(original.to_owned(), now_us + MEND_US);
+            self.mended.insert(original.to_owned(), (now_us, before.map_or(1, |(_, times)| times.saturating_add(1))));
         }
         is_time
     }
@@ -92,6 +98,15 @@ impl StandIns {
     fn installs(&self, original: &str, target: &ServerName) -> bool {
         let is_it = |action: &GuestAction| matches!(action, GuestAction::Install { target: it, .. } if it == target);
         self.orders.values().any(|(busy, action, _)| busy == original && is_it(action))
+    }
+
+    fn knows(&mut self, guest: Guest) {
+        if guest.state == GuestState::Suspended
+            && let Some((_, times)) = self.mended.get_mut(&guest.original)
+        {
+            *times = 0;
+        }
+        self.guests.insert(guest.original.clone(), guest);
     }
 
     fn is_busy(&self, original: &str) -> bool {
@@ -369,7 +384,7 @@ impl Management {
             let warm = Warm { target: target.clone(), until_us: turn.now_us() + WARM_UP_US };
             self.stand_ins.warm.insert(guest.original.clone(), warm);
         }
-        self.stand_ins.guests.insert(guest.original.clone(), guest);
+        self.stand_ins.knows(guest);
     }
 
     pub(super) fn guest_outcome(&mut self, turn: &mut Turn, id: OrderId, outcome: GuestOutcome) {
@@ -382,11 +397,11 @@ impl Management {
                     && before.state == GuestState::Serving
                     && let Some(target) = before.target.clone()
                 {
-                    self.stand_ins.guests.insert(original, guest);
+                    self.stand_ins.knows(guest);
                     let peers = turn.scene.linked.iter().cloned().collect();
                     return self.tell_let_go(turn, &target, self.chain.decisions().len() as Slot, peers);
                 }
-                self.stand_ins.guests.insert(original, guest);
+                self.stand_ins.knows(guest);
             }
             GuestOutcome::Failed(why) => {
                 self.stand_ins.retry_us.insert(original.clone(), turn.now_us() + RETRY_US);

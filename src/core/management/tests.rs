@@ -67,6 +67,9 @@ struct Group {
     hung: BTreeSet<(usize, String)>,
     /// Stand-ins whose service does not answer, until they are made anew.
     ill: BTreeSet<(usize, String)>,
+    /// Whether there is room to make an original anew, and when it was lacking.
+    room: bool,
+    lacked_us: Vec<u64>,
     /// Whether fences end by themselves; those that do not, by host.
     fences_end: bool,
     fences: Vec<(usize, HookId)>,
@@ -145,6 +148,8 @@ impl Group {
             first_report_us: 1,
             hung: BTreeSet::new(),
             ill: BTreeSet::new(),
+            room: true,
+            lacked_us: Vec::new(),
             fences_end: true,
             fences: Vec::new(),
         };
@@ -434,6 +439,12 @@ impl Group {
                 record.token = order.token;
                 record.state = GuestState::Broken;
                 GuestOutcome::Failed("the procedure ends with 1".into())
+            }
+            Judgement::Do if !self.room && order.action == GuestAction::Reset => {
+                self.lacked_us.push(now_us);
+                *record = GuestRecord { highest: record.highest.max(order.token), ..GuestRecord::absent() };
+                *held = None;
+                GuestOutcome::Failed("there is no room for it".into())
             }
             Judgement::Do if without_network && matches!(order.action, GuestAction::TakeAddress { .. }) => {
                 GuestOutcome::Failed("there is no service network here".into())
@@ -1166,4 +1177,28 @@ fn a_host_that_does_not_get_on_is_given_up() {
     group.hung.insert((0, "original-1".to_owned()));
     group.power_off("S2");
     group.wait("S2 is played", 120_000, |group| group.host_of(2).as_deref() == Some("S3"));
+}
+
+#[test]
+fn a_broken_original_is_made_anew_less_and_less_often_until_that_succeeds() {
+    let mut group = Group::new(3);
+    let breaks = |group: &mut Group| {
+        let (record, _) = group.servers[0].guests.get_mut("original-1").unwrap();
+        record.state = GuestState::Broken;
+        let guest = record.guest("original-1");
+        group.reply(0, 0, ManagementInput::Guest(GuestReport::Changed(guest)));
+    };
+    group.room = false;
+    breaks(&mut group);
+    group.run(1_300_000);
+    let pauses_s: Vec<u64> = group.lacked_us.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();
+    assert_eq!(pauses_s, [10, 20, 40, 80, 160, 300, 300, 300]);
+
+    group.room = true;
+    let state = |group: &Group| group.servers[0].guests["original-1"].0.state;
+    group.wait("it is made", 300_000, |group| state(group) == GuestState::Suspended);
+    // What was before does not count any more.
+    group.run(1_000);
+    breaks(&mut group);
+    group.wait("it is made anew", 10_000, |group| state(group) == GuestState::Suspended);
 }
