@@ -2,7 +2,8 @@
 //!
 //! `pristine.save` is its memory, `pristine.qcow2` its disk (where it has one; further ones are `pristine-2.qcow2` …), `pristine.json` says what they were made from and
 //! what they must be. Every life of the original begins as this state, so being put back costs no boot. Invariant: a state that does
-//! not fit its description, or was made from something else than what the settings name now, is not used.
+//! not fit its description, or was made from something else than what the settings name now, is not used; nor is one whose memory
+//! does not fit its disks any more, because somebody has written to what they are laid over.
 
 use std::fs::{self, File};
 use std::io;
