@@ -4,7 +4,7 @@ use rustix::process::Signal;
 
 use super::life::{WEB_FILES, WEB_MANIFEST, WEB_SCRIPT};
 use super::rig::{Network, Tie, wait_until};
-use super::stage::{Libvirtd, host, host_with, image_with, machines_possible};
+use super::stage::{Libvirtd, host, host_with, image_with, image_with_disk, machines_possible};
 
 #[test]
 fn libvirtd_is_killed_frozen_and_started_again() {
@@ -161,4 +161,59 @@ fn a_host_without_libvirtd_says_so_and_recovers_when_it_comes() {
     libvirtd.run();
     owner.begin("prepare");
     owner.wait_for("changed original-1 suspended");
+}
+
+#[test]
+fn a_device_that_somebody_detaches_is_there_again_in_the_next_life() {
+    if !machines_possible("a_device_that_somebody_detaches_is_there_again_in_the_next_life") {
+        return;
+    }
+    let network = Network::of("fi", 1, Tie::Bridge);
+    let image = image_with_disk();
+    let libvirtd = Libvirtd::start(&network, 0);
+    let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_IMAGE", image.path())]);
+    let script = format!("dd if=/dev/vda of=/dev/null bs=4096 count=1 || exit 1\n{WEB_SCRIPT}");
+    let digest = host.procedure(WEB_MANIFEST, &script, WEB_FILES);
+    let owner = host.start();
+    let install = |token: u64| {
+        owner.done(&format!("1 {token} resume S2"));
+        owner.done(&format!("1 {token} install S2 {digest}"));
+    };
+    let serve = |token: u64| {
+        install(token);
+        owner.done(&format!("1 {token} take 10.91.0.50/24 60000"));
+        assert!(network.fetch("10.91.0.50").unwrap().ends_with("I am S2\n"));
+    };
+    let detach = |words: &str, device: &str| {
+        let mut words: Vec<&str> = words.split(' ').collect();
+        let name = libvirtd.name_of(1);
+        words.insert(1, &name);
+        libvirtd.virsh(&words);
+        wait_until("it is detached", || !libvirtd.virsh(&["dumpxml", &name]).contains(device));
+    };
+
+    // Its network card: nobody answers, which is for the checks of the group to see; the address can be given back.
+    serve(7);
+    detach("detach-interface ethernet --live", "<interface ");
+    assert!(!network.answers("10.91.0.50"));
+    owner.done("1 7 hold 10.91.0.50/24 60000");
+    owner.done("1 7 release 10.91.0.50/24");
+    owner.done("1 7 reset");
+
+    // Its disk: what is in memory serves on, and the next life has a disk.
+    serve(8);
+    detach("detach-disk vda --live", "<disk ");
+    assert!(network.answers("10.91.0.50"));
+    owner.done("1 8 reset");
+    serve(9);
+    owner.done("1 9 reset");
+
+    // The card of one that waits: it loses it when it is resumed.
+    libvirtd.virsh(&["detach-interface", &libvirtd.name_of(1), "ethernet", "--live"]);
+    install(10);
+    wait_until("it is detached", || !libvirtd.virsh(&["dumpxml", &libvirtd.name_of(1)]).contains("<interface "));
+    owner.order("1 10 take 10.91.0.50/24 60000");
+    assert!(!network.answers("10.91.0.50"));
+    owner.done("1 10 reset");
+    serve(11);
 }

@@ -185,6 +185,12 @@ pub fn image_without_root() -> TempDir {
     image_with("init", &include_str!("../../tools/guest/init").replace("[ -b /dev/vda ]", "false"))
 }
 
+/// The same, and the first bytes of the disk at its start are in `/seen`.
+pub fn image_that_looks_at_its_disk() -> TempDir {
+    let init = include_str!("../../tools/guest/init");
+    image_with("init", &init.replace("if [ -b /dev/vda ]", "$bb head -c 8 /dev/vda >/seen\nif false"))
+}
+
 /// The image with one file more, or another one: a second archive behind the first.
 pub fn image_with(path: &str, content: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();

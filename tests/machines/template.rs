@@ -4,7 +4,9 @@ use std::path::Path;
 
 use super::life::{WEB_FILES, WEB_MANIFEST, WEB_SCRIPT};
 use super::rig::{Network, Tie, run};
-use super::stage::{Libvirtd, doctor, host_with, image_without_root, machines_possible, qemus};
+use super::stage::{
+    Libvirtd, doctor, host_with, image_that_looks_at_its_disk, image_without_root, machines_possible, qemus,
+};
 
 /// As an administrator's tools make them, with what no copy can have.
 fn definition(folder: &Path) -> String {
@@ -102,4 +104,62 @@ fn a_machine_of_libvirt_is_the_template_and_is_only_read() {
     owner.done("1 9 resume S2");
     let note = owner.done(&format!("1 9 install S2 {digest}"));
     assert!(note.starts_with("installed TEMPLAT2"), "{note}");
+}
+
+#[test]
+fn a_template_that_is_started_changes_no_copy() {
+    if !machines_possible("a_template_that_is_started_changes_no_copy") {
+        return;
+    }
+    let network = Network::of("mi", 1, Tie::Bridge);
+    let libvirtd = Libvirtd::start(&network, 0);
+    let folder = image_that_looks_at_its_disk();
+    let a = folder.path().join("a.img");
+    std::fs::write(&a, b"TEMPLATE".repeat(1 << 17)).unwrap();
+    run("qemu-img", &format!("create -q -f qcow2 {}/b.qcow2 16M", folder.path().display()));
+    let file = folder.path().join("definition.xml");
+    std::fs::write(&file, definition(folder.path())).unwrap();
+    libvirtd.virsh(&["define", file.to_str().unwrap()]);
+    let domain = Path::new("web-template");
+
+    // While a copy waits in memory or runs, QEMU does not let the template start.
+    let paused = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_DOMAIN", domain)]);
+    let owner = paused.start();
+    for state in ["paused", "running"] {
+        libvirtd.virsh(&["start", "web-template", "--paused"]);
+        assert_eq!(libvirtd.machines(), ["off", state]);
+        owner.order("1 7 resume S2");
+    }
+    owner.done("1 7 reset");
+    owner.kill();
+    libvirtd.virsh(&["destroy", &libvirtd.name_of(1)]);
+
+    // While it waits on disk, the template starts, and writes.
+    let saved = host_with(&network, 0, 1, &libvirtd, "saved", &[("OWNER_DOMAIN", domain)]);
+    let owner = saved.start();
+    libvirtd.virsh(&["start", "web-template", "--paused"]);
+    assert_eq!(libvirtd.machines(), ["paused"]);
+    let write = "qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend \"write -P 0x58 0 1M\"";
+    let written = libvirtd.virsh(&["qemu-monitor-command", "web-template", "--hmp", write]);
+    assert!(std::fs::read(&a).unwrap().iter().all(|byte| *byte == 0x58), "it has not written: {written}");
+    let note = owner.wait_for("changed original-1 broken --- 0 ");
+    assert!(note.starts_with("libvirt.domain 'web-template' is running, and its disks change; shut it down"), "{note}");
+    libvirtd.virsh(&["destroy", "web-template"]);
+    owner.begin("prepare");
+    owner.wait_for("changed original-1 suspended");
+
+    // What the next life remembers of its disk is what is there.
+    owner.done("1 8 resume S2");
+    let look = saved.procedure("", "cat /seen; dd if=/dev/vda bs=1024 skip=900 count=1 2>/dev/null | head -c 8", &[]);
+    let note = owner.done(&format!("1 8 install S2 {look}"));
+    assert_eq!(note, "installed XXXXXXXXXXXXXXXX");
+
+    // Likewise when the template has been shut off again before anybody looked, while no daemon ran.
+    owner.done("1 8 reset");
+    owner.kill();
+    std::fs::write(&a, b"TEMPLAT2".repeat(1 << 17)).unwrap();
+    let owner = saved.start_without_waiting();
+    owner.done("1 9 resume S2");
+    let note = owner.done(&format!("1 9 install S2 {look}"));
+    assert_eq!(note, "installed TEMPLAT2TEMPLAT2");
 }

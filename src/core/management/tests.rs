@@ -1181,7 +1181,7 @@ fn a_host_that_does_not_get_on_is_given_up() {
 
 #[test]
 fn a_broken_original_is_made_anew_less_and_less_often_until_that_succeeds() {
-    let mut group = Group::new(3);
+    let mut group = Group::new(1);
     let breaks = |group: &mut Group| {
         let (record, _) = group.servers[0].guests.get_mut("original-1").unwrap();
         record.state = GuestState::Broken;

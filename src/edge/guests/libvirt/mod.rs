@@ -333,7 +333,9 @@ impl LibvirtMachine {
     }
 
     fn waits_on_disk(&self) -> bool {
-        self.driver.keep == Keep::Saved && !self.store.is_awake() && self.store.save_path().exists()
+        // While it waits in memory, QEMU keeps others from writing to the disks below its own.
+        let is_there = || self.store.save_path().exists() && self.store.fits_its_bases();
+        self.driver.keep == Keep::Saved && !self.store.is_awake() && is_there()
     }
 
     /// All of a new life but its memory.

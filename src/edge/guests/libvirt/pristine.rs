@@ -2,7 +2,8 @@
 //!
 //! `pristine.save` is its memory, `pristine.qcow2` its disk (where it has one; further ones are `pristine-2.qcow2` …), `pristine.json` says what they were made from and
 //! what they must be. Every life of the original begins as this state, so being put back costs no boot. Invariant: a state that does
-//! not fit its description, or was made from something else than what the settings name now, is not used.
+//! not fit its description, or was made from something else than what the settings name now, is not used; nor is one whose memory
+//! does not fit its disks any more, because somebody has written to what they are laid over.
 
 use std::fs::{self, File};
 use std::io;
@@ -141,6 +142,16 @@ impl Store {
         }
     }
 
+    /// Whether the disks that its disks are laid over are as they were: otherwise its memory does not fit what it would find there.
+    pub fn fits_its_bases(&self) -> bool {
+        let is_as_it_was = |line: &str| {
+            let path = line.rsplitn(3, ' ').last().unwrap_or_default();
+            stamp(Path::new(path)).is_ok_and(|now| now == line)
+        };
+        let described = self.description();
+        described.is_ok_and(|it| it.made_from.lines().rev().take(it.disks()).all(is_as_it_was))
+    }
+
     /// Describes the state that has just been saved, and puts all of it on disk.
     pub fn keep(&self, made: Made, made_from: String, disks: usize) -> io::Result<Pristine> {
         let save_bytes = sync(&self.save_path())?;
@@ -183,23 +194,23 @@ impl Store {
     }
 }
 
-/// What a pristine state would be made from now: the files of its source, and what shapes the guest.
+/// What a pristine state would be made from now: what shapes the guest, and a line for each file of its source, disks last.
 ///
 /// # Errors
 /// A file of the source is not there.
 pub fn made_from(source: &Source, shape: &str) -> Result<String, Failed> {
     let mut text = shape.to_owned();
     for path in source.files() {
-        let metadata = fs::metadata(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        text.push_str(&format!(
-            "; {} {} {}.{}",
-            path.display(),
-            metadata.len(),
-            metadata.mtime(),
-            metadata.mtime_nsec()
-        ));
+        let stamp = stamp(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        text.push_str(&format!("\n{stamp}"));
     }
     Ok(text)
+}
+
+/// A file as it is now: path, length, time of the last change.
+fn stamp(path: &Path) -> io::Result<String> {
+    let metadata = fs::metadata(path)?;
+    Ok(format!("{} {} {}.{}", path.display(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
 /// Makes a disk whose content is that of another one until it is written to.
@@ -247,6 +258,7 @@ fn remove(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::definition::Image;
     use super::*;
 
     #[test]
@@ -260,5 +272,25 @@ mod tests {
         assert!(store.pristine("image 2").unwrap_err().contains("has changed"));
         fs::write(store.save_path(), b"memorz").unwrap();
         assert!(store.pristine("image 1").unwrap_err().contains("is damaged"));
+    }
+
+    #[test]
+    fn a_state_does_not_fit_a_disk_that_was_written_to_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store { folder: folder.path().to_path_buf() };
+        let (kernel, disk) = (folder.path().join("vmlinuz"), folder.path().join("a disk"));
+        for file in [&kernel, &disk, &store.save_path(), &store.overlay_path(0)] {
+            fs::write(file, b"before").unwrap();
+        }
+        let boots = Some((kernel.clone(), kernel.clone()));
+        let source = Source::Image(Image { kernel: boots, disk: Some(disk.clone()), memory_mib: 192, processors: 1 });
+        let made = Made { uuid: "u".into(), acceleration: Acceleration::Qemu, guest_agent: true, boot_ms: 7 };
+        store.keep(made, made_from(&source, "192 MiB").unwrap(), 1).unwrap();
+        assert!(store.fits_its_bases());
+        // It has started already.
+        fs::write(&kernel, b"another").unwrap();
+        assert!(store.fits_its_bases());
+        fs::write(&disk, b"another").unwrap();
+        assert!(!store.fits_its_bases());
     }
 }
