@@ -212,7 +212,8 @@ fn a_device_that_somebody_detaches_is_there_again_in_the_next_life() {
     libvirtd.virsh(&["detach-interface", &libvirtd.name_of(1), "ethernet", "--live"]);
     install(10);
     wait_until("it is detached", || !libvirtd.virsh(&["dumpxml", &libvirtd.name_of(1)]).contains("<interface "));
-    owner.order("1 10 take 10.91.0.50/24 60000");
+    let refused = owner.order("1 10 take 10.91.0.50/24 60000");
+    assert!(refused.starts_with("failed ") && refused.contains("no network card"), "{refused}");
     assert!(!network.answers("10.91.0.50"));
     owner.done("1 10 reset");
     serve(11);

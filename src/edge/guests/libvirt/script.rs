@@ -120,6 +120,7 @@ pub fn rehearsal(command: &str, deadline_s: u64) -> String {
 pub fn take_address(mac: &str, address: ServiceAddress, gateway: Option<IpAddr>) -> String {
     let mut script = format!(
         "exec 2>&1\nfor card in /sys/class/net/*; do [ \"$(cat \"$card/address\")\" = {mac} ] && break; done\n\
+         [ \"$(cat \"$card/address\")\" = {mac} ] || {{ echo \"it has no network card any more\"; exit 1; }}\n\
          card=${{card##*/}}\n\
          ip address flush dev \"$card\" scope global\n\
          # Whether somebody else has it was asked before; duplicate detection would cost a second.\n\
