@@ -33,6 +33,8 @@ pub struct Original {
     held: Option<Held>,
     /// Installations fail in it.
     pub cursed: bool,
+    /// What it plays does not answer, until it is put back.
+    pub ill: bool,
 }
 
 /// `Decision.dat` of one host.
@@ -81,6 +83,8 @@ pub struct Machine {
     pub serves: bool,
     /// Whether it is cut off the service network alone.
     pub cut_off: bool,
+    /// Whether installations take tens of seconds.
+    pub installs_slowly: bool,
     pub originals: BTreeMap<String, Original>,
     pub decisions: DecisionDisk,
     held: Option<Held>,
@@ -95,6 +99,7 @@ impl Machine {
             on: true,
             serves: true,
             cut_off: false,
+            installs_slowly: false,
             originals: (1..=originals).map(original).collect(),
             decisions: DecisionDisk::new(random),
             founding: true,
@@ -144,9 +149,11 @@ impl Machine {
         self.on && (holds(&self.held) || self.originals.values().any(|original| holds(&original.held)))
     }
 
-    /// Whether what holds the address is the machine's own service.
-    pub fn holds_itself(&self, address: IpAddr, now_us: u64, clock: &HostClock) -> bool {
-        self.on && self.own_address(now_us, clock).is_some_and(|held| held.ip == address)
+    /// Whether the service of what holds the address answers: the machine's own, or that of a stand-in.
+    pub fn answers_at(&self, address: IpAddr, now_us: u64, clock: &HostClock) -> bool {
+        let is_own = self.own_address(now_us, clock).is_some_and(|held| held.ip == address);
+        let is_ill = |it: &Original| it.ill && it.held.is_some_and(|held| held.address.ip == address);
+        self.on && if is_own { self.serves } else { !self.originals.values().any(is_ill) }
     }
 
     /// Stand-ins whose address has lapsed serve nothing any more; their names.
@@ -192,7 +199,7 @@ impl Original {
     pub fn pristine(highest: u64) -> Self {
         let record =
             GuestRecord { state: GuestState::Suspended, highest, note: String::new(), ..GuestRecord::absent() };
-        Self { record, held: None, cursed: false }
+        Self { record, held: None, cursed: false, ill: false }
     }
 
     fn mark(&mut self, token: u64) {

@@ -36,6 +36,8 @@ enum Undo {
     DiskFull(usize),
     Clock(usize, i64),
     Blessing(usize),
+    Health(usize),
+    Speed(usize),
 }
 
 /// A run in progress.
@@ -215,6 +217,10 @@ impl Outages {
             Undo::Blessing(host) => {
                 self.cluster.hosts[host].machine.originals.values_mut().for_each(|original| original.cursed = false);
             }
+            Undo::Health(host) => {
+                self.cluster.hosts[host].machine.originals.values_mut().for_each(|original| original.ill = false);
+            }
+            Undo::Speed(host) => self.cluster.hosts[host].machine.installs_slowly = false,
         }
     }
 
@@ -255,25 +261,31 @@ impl Outages {
                 let for_us = self.random.between(200, 30_000) * MILLISECOND_US;
                 self.cluster.freeze(host, for_us);
             }
-            86..90 => {
+            86..88 => {
                 self.cluster.hosts[host].disk.sync_us = (30_000, 600_000);
                 self.later(1_000, 10_000, Undo::SlowDisk(host));
             }
+            88..90 => self.make_stand_ins_ill(&running),
             90..92 => {
                 self.cluster.set_disk_full(host, true);
                 self.later(500, 8_000, Undo::DiskFull(host));
             }
-            92..95 => {
+            92..94 => {
                 // Now and then an hour: a clock that was set by hand, or that of a machine without a battery.
                 let step_ms = self.random.below(8_000) as i64 - 4_000;
                 let step_ms = if step_ms % 3 == 0 { step_ms * 1_000 } else { step_ms };
                 self.cluster.hosts[host].clock.offset_ms += step_ms;
                 self.later(500, 10_000, Undo::Clock(host, step_ms));
             }
-            95..98 => {
+            94..96 => {
                 self.cluster.note(host, || "its original servers are cursed".into());
                 self.cluster.hosts[host].machine.originals.values_mut().for_each(|original| original.cursed = true);
                 self.later(2_000, 30_000, Undo::Blessing(host));
+            }
+            96..98 => {
+                self.cluster.note(host, || "installs slowly".into());
+                self.cluster.hosts[host].machine.installs_slowly = true;
+                self.later(2_000, 30_000, Undo::Speed(host));
             }
             _ => {
                 self.power_off(host);
@@ -286,6 +298,20 @@ impl Outages {
                 }
             }
         }
+    }
+
+    /// Those that serve on one of the hosts.
+    fn make_stand_ins_ill(&mut self, running: &[usize]) {
+        let serves = |host: &&usize| {
+            let mut originals = self.cluster.hosts[**host].machine.originals.values();
+            originals.any(|original| original.record.state == GuestState::Serving)
+        };
+        let hosts: Vec<usize> = running.iter().filter(serves).copied().collect();
+        let Some(&host) = self.random.pick(&hosts) else { return };
+        self.cluster.note(host, || "its stand-ins are ill".into());
+        let originals = self.cluster.hosts[host].machine.originals.values_mut();
+        originals.filter(|it| it.record.state == GuestState::Serving).for_each(|original| original.ill = true);
+        self.later(500, 10_000, Undo::Health(host));
     }
 
     /// Now and then a machine stays dead until the very end.

@@ -109,8 +109,7 @@ impl Cluster {
             let holder = self.holders(address).into_iter().find(|holder| self.serves_to(host, *holder));
             holder.map(|holder| {
                 let there = &self.hosts[holder];
-                let own = there.machine.holds_itself(address, self.now_us, &there.clock);
-                kind == ProbeKind::Icmp || !own || there.machine.serves
+                kind == ProbeKind::Icmp || there.machine.answers_at(address, self.now_us, &there.clock)
             })
         };
         let (after_us, outcome) = match answer {
@@ -126,6 +125,7 @@ impl Cluster {
     fn order(&mut self, host: usize, order: GuestOrder) {
         let (shortest_ms, longest_ms) = match order.action {
             GuestAction::Resume { .. } => (10, 60),
+            GuestAction::Install { .. } if self.hosts[host].machine.installs_slowly => (1_000, 40_000),
             GuestAction::Install { .. } => (50, 400),
             GuestAction::Reset | GuestAction::Check => (10, 80),
             GuestAction::TakeAddress { .. } | GuestAction::HoldAddress { .. } | GuestAction::ReleaseAddress { .. } => {

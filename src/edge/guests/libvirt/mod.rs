@@ -3,8 +3,9 @@
 //! ```text
 //! (nothing) --boot, save--> pristine state on disk --restore--> suspended --resume--> running … --destroy--> pristine state
 //! ```
-//! It is booted once, from an image or as a copy of a virtual machine that libvirt has (`template`); after that each life begins by restoring the state that was saved then. `keep = "paused"`: it is restored ahead of
-//! time, runs until it has answered and rehearsed, and waits in memory. `keep = "saved"`: it waits on disk and is restored when it is needed. The machines are transient: libvirt
+//! It is booted once, from an image or as a copy of a virtual machine that libvirt has (`template`); after that each life begins by
+//! restoring the state that was saved then. `keep = "paused"`: it is restored ahead of time, runs until it has answered and rehearsed,
+//! and waits in memory. `keep = "saved"`: it waits on disk and is restored when it is needed. The machines are transient: libvirt
 //! forgets them when they end. Procedures come in by the guest agent, so a guest needs no network for that. Its address is on its
 //! own interface, and whether anybody reaches it there is decided on this host (`gate`). An instance is named by its UUID.
 
@@ -104,7 +105,7 @@ pub struct LibvirtDriver {
     /// `None`: what is found to work.
     pub acceleration: Option<Acceleration>,
     pub keep: Keep,
-    /// A command that a guest runs once before it waits in memory; empty: none.
+    /// A command that a guest runs once before it waits in memory, beside what is p2pdb's own; empty: none.
     pub rehearsal: String,
     /// How long a first boot may take.
     pub boot: Duration,
@@ -376,9 +377,6 @@ impl LibvirtMachine {
 
     /// One that cannot be rehearsed with serves all the same, only later.
     fn rehearse(&mut self, uuid: &str) {
-        if self.driver.rehearsal.is_empty() {
-            return;
-        }
         let script = script::rehearsal(&self.driver.rehearsal, REHEARSAL.as_secs());
         let why = match self.run(uuid, &script, &[], REHEARSAL + INSTALL_MARGIN) {
             Ok(Ran { status: 0, .. }) => return,

@@ -38,6 +38,25 @@ echo "$machine" >/etc/machine-id
 const ENVIRONMENT: &str =
     "umask 022\nexport PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8";
 
+/// What is missing is missed later, if at all.
+const REHEARSAL: &str = r#"
+folder=/run/p2pdb/rehearsing
+mkdir -p "$folder/in"
+{
+    echo >"$folder/file"
+    tar -cf - -C "$folder" file | tar -xf - -C "$folder/in"
+    cp "$folder/file" "$folder/copy"
+    chmod 600 "$folder/copy"
+    date
+    timeout 1 true
+    tail -c 1 "$folder/file"
+    cat /sys/class/net/lo/address
+    ip link set dev lo up
+    ip address show dev lo
+    rm -rf "$folder"
+} >/dev/null 2>&1 || true
+"#;
+
 const HELPERS: &str = r#"
 uptime_s() { read -r up _ </proc/uptime; echo "${up%%.*}"; }
 place() { mkdir -p "${3%/*}/" && cp "$2" "$3" && chmod "$1" "$3"; }
@@ -105,14 +124,19 @@ pub fn install(procedure: &Procedure, target: &ServerName, original: &str, archi
     Ok(script)
 }
 
-/// The script that runs a command as procedures will run theirs, and prints the end of what it printed. What goes on in the
-/// background afterwards must not keep whoever asked waiting.
+/// The script that does once what the other two will do, without leaving anything, and then runs the command, if there is one, and
+/// prints the end of what that printed. What the command leaves in the background does not keep whoever asked waiting.
 pub fn rehearsal(command: &str, deadline_s: u64) -> String {
-    format!(
-        "{ENVIRONMENT}\nlog=/run/p2pdb/rehearsal\nmkdir -p /run/p2pdb\n\
-         timeout {deadline_s} sh -c {} >\"$log\" 2>&1 </dev/null\ncode=$?\ntail -c 16384 \"$log\"\nexit $code\n",
-        quoted(command)
-    )
+    let mut script = format!("{ENVIRONMENT}\n{REHEARSAL}");
+    if !command.is_empty() {
+        let _ = write!(
+            script,
+            "timeout {deadline_s} sh -c {} >/run/p2pdb/rehearsal 2>&1 </dev/null\n\
+             code=$?\ntail -c 16384 /run/p2pdb/rehearsal\nexit $code\n",
+            quoted(command)
+        );
+    }
+    script
 }
 
 /// The script that gives the guest its address, on the card with this hardware address. Whether others reach it there is the
