@@ -264,8 +264,13 @@ impl Group {
 
     fn power_on(&mut self, name: &str) {
         let index = self.index(&server(name));
+        self.servers[index].powered = true;
+        self.start_daemon(index);
+    }
+
+    /// With what it has on disk; what else the machine does goes on.
+    fn start_daemon(&mut self, index: usize) {
         let server = &mut self.servers[index];
-        server.powered = true;
         server.management = Management::new(config(&server.name, index, &self.hooks), server.memory.clone());
         self.begin(index);
     }
@@ -1151,9 +1156,7 @@ fn a_stand_in_outlives_the_daemon_of_its_host() {
     group.run(10_000);
     let index = group.index(&server(&host));
     group.first_report_us = 300 * MS;
-    let Server { name, memory, .. } = &group.servers[index];
-    group.servers[index].management = Management::new(config(name, index, &group.hooks), memory.clone());
-    group.begin(index);
+    group.start_daemon(index);
     group.run(30_000);
     assert_eq!((group.host_of(2), group.recoveries()), (Some(host), 1), "{}", group.story());
 }
