@@ -54,10 +54,12 @@ pub enum GuestAction {
     Resume {
         target: ServerName,
     },
-    /// Push the procedure (a bundle that this host holds) and run it; without the address.
+    /// Push the procedure (a bundle that this host holds) and run it; nobody reaches it at the address.
     Install {
         target: ServerName,
         procedure: Digest,
+        /// Where it will answer, if that is known, for a driver that can prepare it for that.
+        address: Option<ServiceAddress>,
     },
     /// Give the guest the service address and announce it (gratuitous ARP, unsolicited neighbour advertisement).
     /// It lapses by itself when it is not held again within `lease_ms`.
@@ -175,7 +177,7 @@ impl GuestRecord {
             (GuestAction::Resume { .. }, Suspended) => Judgement::Do,
             (GuestAction::Resume { target }, _) if plays(target) => Judgement::Done,
             (GuestAction::Install { target, .. }, Running) if plays(target) => Judgement::Do,
-            (GuestAction::Install { target, procedure }, Installed | Serving)
+            (GuestAction::Install { target, procedure, .. }, Installed | Serving)
                 if plays(target) && self.procedure == Some(*procedure) =>
             {
                 Judgement::Done

@@ -293,7 +293,7 @@ impl Daemon {
             GuestOutcome::Done(_) => {
                 let resumed_us = daemon.clock.now().monotonic_us;
                 tested.resumed_ms = Some((resumed_us - begun_us) / 1000);
-                let install = GuestAction::Install { target: server, procedure };
+                let install = GuestAction::Install { target: server, procedure, address: None };
                 daemon.order(&original, install, move |daemon, outcome| {
                     match outcome {
                         GuestOutcome::Done(guest) => {

@@ -57,7 +57,8 @@ fn owner() {
                 let action = match words[3] {
                     "resume" => GuestAction::Resume { target: words[4].parse().unwrap() },
                     "install" => {
-                        GuestAction::Install { target: words[4].parse().unwrap(), procedure: words[5].parse().unwrap() }
+                        let (target, procedure) = (words[4].parse().unwrap(), words[5].parse().unwrap());
+                        GuestAction::Install { target, procedure, address: words.get(6).map(|_| address(6)) }
                     }
                     "take" => GuestAction::TakeAddress { address: address(4), lease_ms: number(5) },
                     "hold" => GuestAction::HoldAddress { address: address(4), lease_ms: number(5) },

@@ -82,6 +82,32 @@ fn a_machine_serves_and_is_put_back() {
 }
 
 #[test]
+fn a_machine_has_its_address_before_anybody_reaches_it_there() {
+    if !machines_possible("a_machine_has_its_address_before_anybody_reaches_it_there") {
+        return;
+    }
+    let network = Network::of("mg", 1, Tie::Bridge);
+    let (_libvirtd, host) = host(&network, 0, 1, "paused");
+    let watch = "(until ip address | grep -q 10.91.0.50/24; do sleep 0.1; done; echo I had it >/var/www/index.html) \
+                 >/dev/null 2>&1 &\n";
+    let digest = host.procedure(WEB_MANIFEST, &format!("{watch}{WEB_SCRIPT}"), WEB_FILES);
+    let owner = host.start();
+    owner.done("1 7 resume S2");
+    let note = owner.done(&format!("1 7 install S2 {digest} 10.91.0.50/24"));
+    assert!(note.starts_with("installed S2 on original-1"), "what the procedure printed and nothing else: {note}");
+    assert!(!network.answers("10.91.0.50"));
+    // The file Service has been changed meanwhile: the address ahead was another one.
+    owner.done("1 7 take 10.91.0.51/24 60000");
+    wait_until("it has seen its address", || {
+        network.fetch("10.91.0.51").is_some_and(|page| page.ends_with("I had it\n"))
+    });
+    assert!(!network.answers("10.91.0.50"), "it has one at a time");
+    owner.done("1 7 release 10.91.0.51/24");
+    owner.done("1 7 take 10.91.0.50/24 60000");
+    assert!(network.answers("10.91.0.50"));
+}
+
+#[test]
 fn a_machine_that_waits_in_memory_has_rehearsed_whatever_came_of_it() {
     if !machines_possible("a_machine_that_waits_in_memory_has_rehearsed_whatever_came_of_it") {
         return;

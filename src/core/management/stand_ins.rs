@@ -208,7 +208,9 @@ impl Management {
                 self.tell_phase(turn, wanted, Phase::Resumed, original.to_owned());
                 match procedure_of(turn.scene.files, &wanted.target) {
                     Some(procedure) => {
-                        let action = GuestAction::Install { target: wanted.target.clone(), procedure };
+                        let target = wanted.target.clone();
+                        let address = Service::of(turn.scene.files, &target).map(|service| service.address);
+                        let action = GuestAction::Install { target, procedure, address };
                         self.order(turn, original, wanted.slot, action);
                     }
                     None => {
@@ -361,7 +363,8 @@ impl Management {
         match (guest.state, procedure_of(turn.scene.files, &target)) {
             (GuestState::Suspended, _) => self.order(turn, original, 0, GuestAction::Resume { target }),
             (GuestState::Running, Some(procedure)) if plays => {
-                self.order(turn, original, 0, GuestAction::Install { target, procedure });
+                let address = Service::of(turn.scene.files, &target).map(|service| service.address);
+                self.order(turn, original, 0, GuestAction::Install { target, procedure, address });
             }
             _ => {}
         }

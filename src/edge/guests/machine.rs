@@ -41,8 +41,15 @@ pub trait Machine: Send + 'static {
     /// From suspended to answering.
     fn resume(&mut self, instance: &str) -> Result<(), Failed>;
 
-    /// Puts the procedure into a running instance and runs it; returns what it printed.
-    fn install(&mut self, instance: &str, target: &ServerName, procedure: &Procedure) -> Result<String, Failed>;
+    /// Puts the procedure into a running instance and runs it; returns what it printed. It may be given its later address as
+    /// well, if nobody reaches it there.
+    fn install(
+        &mut self,
+        instance: &str,
+        target: &ServerName,
+        procedure: &Procedure,
+        address: Option<ServiceAddress>,
+    ) -> Result<String, Failed>;
 
     /// Gives it the address until `until_ns` (`CLOCK_MONOTONIC`), and announces it. On failure it does not have it.
     fn take_address(&mut self, instance: &str, address: ServiceAddress, until_ns: u64) -> Result<(), Failed>;

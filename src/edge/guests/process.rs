@@ -169,7 +169,13 @@ impl Machine for ProcessMachine {
         self.call(Request::Report, &[], ANSWER).map(drop)
     }
 
-    fn install(&mut self, _: &str, target: &ServerName, procedure: &Procedure) -> Result<String, Failed> {
+    fn install(
+        &mut self,
+        _: &str,
+        target: &ServerName,
+        procedure: &Procedure,
+        _: Option<ServiceAddress>,
+    ) -> Result<String, Failed> {
         let request = Request::Install { target: target.clone(), original: self.original.clone() };
         let patience = procedure.manifest.deadline() + INSTALL_MARGIN;
         match self.call(request, &procedure.bundle(), patience)? {

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::Report;
 use super::machine::{Failed, Machine, Seen};
-use crate::core::decision::Slot;
+use crate::core::decision::{ServiceAddress, Slot};
 use crate::core::guest::{
     Guest, GuestAction, GuestOrder, GuestOutcome, GuestRecord, GuestReport, GuestState, Judgement,
 };
@@ -167,7 +167,7 @@ impl<M: Machine> Worker<M> {
         let until_ns = |lease_ms: u64| given_ns + lease_ms * 1_000_000;
         let done = match action {
             GuestAction::Resume { target } => self.resume(token, target),
-            GuestAction::Install { target, procedure } => self.install(token, &target, procedure),
+            GuestAction::Install { target, procedure, address } => self.install(token, &target, procedure, address),
             GuestAction::TakeAddress { address, lease_ms } => self.begin(token, GuestState::Serving).and_then(|()| {
                 let taken = self.machine.take_address(&self.record.instance, address, until_ns(lease_ms));
                 self.after_address(taken)
@@ -202,14 +202,20 @@ impl<M: Machine> Worker<M> {
         self.ended_in(GuestState::Running, resumed.map(|()| String::new()))
     }
 
-    fn install(&mut self, token: Slot, target: &ServerName, digest: Digest) -> Result<(), Failed> {
+    fn install(
+        &mut self,
+        token: Slot,
+        target: &ServerName,
+        digest: Digest,
+        address: Option<ServiceAddress>,
+    ) -> Result<(), Failed> {
         let bundle = self.bundles.whole(&digest).map_err(|error| error.to_string())?;
         let procedure = Procedure::of_bundle(&bundle).map_err(|error| error.to_string())?;
         if let Some(meant) = procedure.manifest.target.as_ref().filter(|meant| *meant != target) {
             return Err(format!("the procedure is for {meant}, not for {target}"));
         }
         self.begin_as(token, GuestState::Installed, Some(target.clone()), Some(digest))?;
-        let installed = self.machine.install(&self.record.instance, target, &procedure);
+        let installed = self.machine.install(&self.record.instance, target, &procedure, address);
         self.ended_in(GuestState::Installed, installed)
     }
 
@@ -391,7 +397,6 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::core::decision::ServiceAddress;
 
     const ADDRESS: ServiceAddress =
         ServiceAddress { ip: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)), prefix: 24 };
@@ -416,7 +421,13 @@ mod tests {
         fn resume(&mut self, _: &str) -> Result<(), Failed> {
             Ok(())
         }
-        fn install(&mut self, _: &str, _: &ServerName, _: &Procedure) -> Result<String, Failed> {
+        fn install(
+            &mut self,
+            _: &str,
+            _: &ServerName,
+            _: &Procedure,
+            _: Option<ServiceAddress>,
+        ) -> Result<String, Failed> {
             Ok(String::new())
         }
         fn take_address(&mut self, _: &str, _: ServiceAddress, _: u64) -> Result<(), Failed> {

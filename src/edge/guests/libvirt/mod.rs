@@ -129,6 +129,7 @@ impl LibvirtDriver {
             store,
             guest_agent,
             memory_mib: self.memory_mib,
+            addressed: None,
             activation: None,
         }
     }
@@ -169,6 +170,8 @@ pub struct LibvirtMachine {
     /// Whether this life is reached by the guest agent, and not by the installer's channel.
     guest_agent: bool,
     memory_mib: u64,
+    /// What the guest is known to have on its own interface; whether anybody reaches it there is the gate's affair.
+    addressed: Option<ServiceAddress>,
     /// How long the last resumption took until the guest answered.
     activation: Option<Duration>,
 }
@@ -232,6 +235,7 @@ impl Machine for LibvirtMachine {
 
     fn resume(&mut self, instance: &str) -> Result<(), Failed> {
         let begun = Instant::now();
+        self.addressed = None;
         self.store.set_awake(true).map_err(|error| self.at_folder(error))?;
         let resumed = match self.driver.keep {
             Keep::Paused => self.connection.on_domain(instance, "resuming it", ACT, |domain| domain.resume()).map(drop),
@@ -245,22 +249,36 @@ impl Machine for LibvirtMachine {
         Ok(())
     }
 
-    fn install(&mut self, instance: &str, target: &ServerName, procedure: &Procedure) -> Result<String, Failed> {
+    fn install(
+        &mut self,
+        instance: &str,
+        target: &ServerName,
+        procedure: &Procedure,
+        address: Option<ServiceAddress>,
+    ) -> Result<String, Failed> {
         let patience = procedure.manifest.deadline() + INSTALL_MARGIN;
         let archive = if self.guest_agent { Archive::Input } else { Archive::Within };
-        let script = script::install(procedure, target, &self.original, archive)?;
+        let ahead = address.map(|address| script::take_address(&mac(instance), address, self.driver.gateway));
+        let script = script::install(procedure, target, &self.original, archive, ahead.as_deref())?;
         let input = if self.guest_agent { procedure.bundle() } else { Vec::new() };
         match self.run(instance, &script, &input, patience)? {
-            Ran { status: 0, output } => Ok(output),
+            Ran { status: 0, output } => {
+                let (is_addressed, output) = script::installed(&output);
+                self.addressed = address.filter(|_| is_addressed);
+                Ok(output.to_owned())
+            }
             Ran { output, .. } => Err(output.trim().to_owned()),
         }
     }
 
     fn take_address(&mut self, instance: &str, address: ServiceAddress, until_ns: u64) -> Result<(), Failed> {
-        let script = script::take_address(&mac(instance), address, self.driver.gateway);
-        let ran = self.run(instance, &script, &[], ADDRESS)?;
-        if ran.status != 0 {
-            return Err(format!("the guest does not take the address: {}", ran.output.trim()));
+        if self.addressed != Some(address) {
+            let script = script::take_address(&mac(instance), address, self.driver.gateway);
+            let ran = self.run(instance, &script, &[], ADDRESS)?;
+            if ran.status != 0 {
+                return Err(format!("the guest does not take the address: {}", ran.output.trim()));
+            }
+            self.addressed = Some(address);
         }
         self.gate(instance)?.take(address, until_ns).map_err(|error| error.to_string())
     }

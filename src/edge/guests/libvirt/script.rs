@@ -24,6 +24,9 @@ pub enum Archive {
     Within,
 }
 
+/// The first line of what a procedure's script prints, if the guest has its address.
+const ADDRESSED: &str = "p2pdb: it has its address";
+
 /// What every guest is given before anything of a procedure runs: guests are copies of each other, and must not share what has to be
 /// unique or unguessable. Host keys of SSH are removed; procedures bring them or make new ones.
 const IDENTITY: &str = r#"
@@ -72,11 +75,19 @@ check() {
 }
 "#;
 
-/// The script that installs a procedure. It prints the end of what was printed, and ends with 0 if all of it succeeded.
+/// The script that installs a procedure. It prints the end of what was printed, and ends with 0 if all of it succeeded. `ahead` is the
+/// script that gives the address, for what is not reached there yet; it comes last, for to a procedure a network that leads
+/// nowhere is worse than none. Whether it succeeded is told by [`installed`].
 ///
 /// # Errors
 /// There is no randomness to give the guest.
-pub fn install(procedure: &Procedure, target: &ServerName, original: &str, archive: Archive) -> Result<String, Failed> {
+pub fn install(
+    procedure: &Procedure,
+    target: &ServerName,
+    original: &str,
+    archive: Archive,
+    ahead: Option<&str>,
+) -> Result<String, Failed> {
     let (machine, seed) = (random_hex()?, random_hex()?);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut script = format!(
@@ -120,8 +131,19 @@ pub fn install(procedure: &Procedure, target: &ServerName, original: &str, archi
     for check in &procedure.manifest.checks {
         line(&format!("check {}", quoted(&check.command)));
     }
+    if let Some(ahead) = ahead {
+        line(&format!("(\n{ahead}) >/dev/null 2>&1 && echo {ADDRESSED}"));
+    }
     line("finish 0 ''");
     Ok(script)
+}
+
+/// Of what the script of a procedure has printed: whether the guest has its address, and what is the procedure's.
+pub fn installed(output: &str) -> (bool, &str) {
+    match output.strip_prefix(ADDRESSED).and_then(|rest| rest.strip_prefix('\n')) {
+        Some(rest) => (true, rest),
+        None => (false, output),
+    }
 }
 
 /// The script that does once what the other two will do, without leaving anything, and then runs the command, if there is one, and
