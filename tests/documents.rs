@@ -31,7 +31,8 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn links_between_documents_lead_somewhere() {
-    let folders = ["", "src/docs", "src/docs/adr", "migrations", "certs"];
+    let folders =
+        ["", "src/docs", "src/docs/adr", "src/docs/measurements", "src/docs/experiment", "migrations", "certs"];
     let documents = folders.iter().flat_map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
     let mut seen = 0;
     for path in documents.map(|item| item.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "md")) {

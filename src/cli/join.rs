@@ -18,7 +18,7 @@ pub struct JoinArgs {
     server: ServerArgs,
     #[command(flatten)]
     directory: DirectoryArgs,
-    /// Any member of the cluster
+    /// The server where the token was made
     #[arg(long, value_name = "IP:PORT", value_parser = check_listen)]
     peer: SocketAddr,
     /// What `p2pdb token` printed there; also read from P2PDB_TOKEN, so that it need not be seen in `ps`

@@ -1,7 +1,7 @@
 //! The command line: arguments, one module per subcommand, and how they end.
 //!
 //! Exit codes: 0 the work is done, 1 the answer is negative (a check that found something, a level that was not reached in
-//! time), 2 failure, and then nothing has changed. Answers go to standard output, everything else to standard error.
+//! time), 2 failure. Answers go to standard output, everything else to standard error.
 
 mod bench;
 mod bundle;
@@ -55,7 +55,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
     name = "p2pdb",
     version,
     about = "A group of servers that looks after itself: shared management files, one operation log, no file server",
-    after_help = "Exit codes: 0 done, 1 a negative answer, 2 failure (nothing has changed).\n\
+    after_help = "Exit codes: 0 done, 1 a negative answer, 2 failure.\n\
                   First steps: p2pdb init --help, then p2pdb daemon --help.",
     max_term_width = 100,
     disable_help_subcommand = true

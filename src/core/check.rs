@@ -44,7 +44,7 @@ pub struct CheckError {
 /// A set of defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preset {
-    /// A question a second, a verdict within 2 s.
+    /// A question a second, a verdict mostly within 2 s.
     #[default]
     Fast,
     /// The paper's setting (section 5): a question every 10 s; 2 s for the network, 3 s for a service; one failure counts.

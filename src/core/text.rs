@@ -332,7 +332,7 @@ pub struct Edited {
 
 /// Turns a text that somebody made of `shown` into edits of the file as it is now. Each edit builds on the versions
 /// in `shown`: a record that arrived in the meantime stays, and a record changed on both sides becomes a conflict that
-/// the log keeps. This is what `p2pdb edit` does when the editor has closed.
+/// the log keeps. This is what `p2pdb files edit` does when the editor has closed.
 ///
 /// # Errors
 /// The lines that cannot be taken; nothing may be submitted then.

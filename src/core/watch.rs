@@ -7,7 +7,9 @@
 //! ```
 //! At the first failure everything is asked at once: the other checks of the target, an ICMP echo, and the other targets. So when
 //! the failure is certain it is also known what still answers: the host (service failure), its daemon (network failure) or
-//! nothing (host failure).
+//! nothing (host failure). What the other manager is alarmed of is asked at once as well; and where that one is certain that the host is
+//! dead, and this server is not linked with it either, one failure is enough: so a manager that becomes one because
+//! the one before has failed too does not begin from the beginning.
 //!
 //! A server that may be cut off itself accuses nobody. It is *isolated* when no link is up and nothing that it asks of another
 //! server answers, unless there is only one other server; its *service network* is in doubt when a target is silent and
@@ -240,6 +242,11 @@ impl Watch {
 
     /// Brings every target's health up to date and says what follows from it.
     fn judge(&mut self, now_us: u64, out: &mut Vec<Output>) {
+        let alarms = |target| matches!(self.opinion_of_other(target), Some((_, Health::Suspect | Health::Failed(_))));
+        let alarmed: Vec<bool> = self.targets.values().map(alarms).collect();
+        for (target, alarmed) in self.targets.values_mut().zip(alarmed) {
+            target.alarmed = alarmed;
+        }
         self.mark_suspects(now_us);
         let healths: Vec<Health> = self.targets.values().map(|target| self.health(target, now_us)).collect();
         for (target, health) in self.targets.values_mut().zip(healths) {
@@ -295,7 +302,7 @@ impl Watch {
         if let Some(blindness) = self.blindness(target, suspect_us) {
             return Health::Blind(blindness);
         }
-        if !states.contains(&State::Down) {
+        if !states.contains(&State::Down) && !self.agrees_at_once(target) {
             return Health::Suspect;
         }
         Health::Failed(self.failure(target, suspect_us))
@@ -306,6 +313,12 @@ impl Watch {
             return Failure::Service;
         }
         if self.reaches_daemon(target) { Failure::Network } else { Failure::Host }
+    }
+
+    /// Whether one failure is enough: a host is dead to the other manager, and its daemon is not linked.
+    fn agrees_at_once(&self, target: &Target) -> bool {
+        let other = self.opinion_of_other(target).map(|(_, health)| health);
+        other == Some(Health::Failed(Failure::Host)) && !self.reaches_daemon(target)
     }
 
     fn reaches_daemon(&self, target: &Target) -> bool {

@@ -135,7 +135,7 @@ impl Daemon {
                 self.keep_original_rows();
                 let ready = self.hosted.preparing.extract_if(.., |(untold, _)| untold.is_empty()).collect::<Vec<_>>();
                 for (_, reply) in ready {
-                    let _ = reply.send(self.originals_view());
+                    let _ = reply.send(Response::Originals(self.originals_here().collect()));
                 }
             }
             GuestReport::Outcome { id, outcome } => {
@@ -204,15 +204,18 @@ impl Daemon {
 
     // ---- what an operator wants ----
 
-    pub(super) fn originals_view(&self) -> Response {
-        let own = self.config.name.as_str();
-        let here = self.hosted.guests.values().filter(|guest| self.hosted.is_kept(guest)).map(|guest| OriginalView {
-            host: own.to_owned(),
+    fn originals_here(&self) -> impl Iterator<Item = OriginalView> {
+        self.hosted.guests.values().filter(|guest| self.hosted.is_kept(guest)).map(|guest| OriginalView {
+            host: self.config.name.as_str().to_owned(),
             original: guest.original.clone(),
             state: guest.state.word().to_owned(),
             target: guest.target.clone(),
             note: guest.note.clone(),
-        });
+        })
+    }
+
+    pub(super) fn originals_view(&self) -> Response {
+        let own = self.config.name.as_str();
         let elsewhere = self.node.files().records_of(file::ORIGINAL).filter(|record| record.field(0) != own);
         let elsewhere = elsewhere.map(|record| OriginalView {
             host: record.field(0).to_owned(),
@@ -221,7 +224,7 @@ impl Daemon {
             target: None,
             note: record.field(3).to_owned(),
         });
-        Response::Originals(here.chain(elsewhere).collect())
+        Response::Originals(self.originals_here().chain(elsewhere).collect())
     }
 
     pub(super) fn prepare_originals(&mut self, reply: oneshot::Sender<Response>) {

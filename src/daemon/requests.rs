@@ -101,7 +101,7 @@ impl Daemon {
 
     fn token(&self, life_s: u64) -> Response {
         if !(1..=TOKEN_LIFE_S_MAX).contains(&life_s) {
-            return Response::failed("a join token lives 1 second to 7 days", "give another --life");
+            return Response::failed("a join token lives 1 second to 7 days", "give another --minutes");
         }
         if !self.certificates.holds_authority_key() {
             return Response::failed(

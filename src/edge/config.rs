@@ -320,7 +320,7 @@ pub const KEYS: &[Key] = &[
         "keep_alive_ms",
         Kind::Integer { min: 50, max: 60_000 },
         "300",
-        "How often a silent link sends a sign of life. At most half of idle_timeout_ms makes sense.",
+        "How often a silent link sends a sign of life. At most half of idle_timeout_ms, or the daemon does not start.",
     ),
     key(
         "network",
@@ -546,7 +546,7 @@ pub const KEYS: &[Key] = &[
         "preset",
         Kind::Preset,
         "\"fast\"",
-        "Where the options come from that records of Check leave out: \"fast\", a verdict within 2 s, or \"paper\", a question every 10 s.",
+        "Where the options come from that records of Check leave out: \"fast\", a verdict mostly within 2 s, or \"paper\", a question every 10 s.",
     ),
     key(
         "recovery",

@@ -106,7 +106,7 @@ impl Management {
             holds: self.own.held().map(|address| address.to_string()),
             recovered: recovered.collect(),
             targets: self.watch.reports(now.monotonic_us),
-            work: self.work(),
+            work: self.work(now.monotonic_us),
             capacity: self.capacity(scene),
         }
     }
@@ -122,13 +122,20 @@ impl Management {
         }
     }
 
-    fn work(&self) -> Vec<WorkReport> {
+    fn work(&self, now_us: u64) -> Vec<WorkReport> {
         let mut work = Vec::new();
         let progress = self.chain.progress();
         for (target, ticket) in self.verdicts.wished() {
             let waits_for = progress.iter().find(|(wish, _)| *wish == ticket).map(|(_, progress)| progress.to_string());
             let what = "wants a recovery to be decided".into();
             work.push(WorkReport { server: target.clone(), work: what, waits_for, unblock: None });
+        }
+        for (target, until_us) in self.verdicts.borne_with() {
+            let left_s = until_us.saturating_sub(now_us) as f64 / 1e6;
+            let what = "has a stand-in whose service fails".into();
+            let waits_for = Some(format!("for {left_s:.1} s more, for it may only be slow"));
+            let unblock = Some(format!("p2pdb recover {target}"));
+            work.push(WorkReport { server: target.clone(), work: what, waits_for, unblock });
         }
         for (target, obstacle) in &self.stand_ins.waits {
             let unblock = match obstacle {
@@ -139,6 +146,13 @@ impl Management {
             work.push(WorkReport { server: target.clone(), work: what, waits_for: Some(waits_for(obstacle)), unblock });
         }
         let me = &self.config.me;
+        for (guest, until_us) in self.stand_ins.resting(now_us) {
+            let left_s = until_us.saturating_sub(now_us).div_ceil(1_000_000);
+            let what = format!("makes the broken {} anew", guest.original);
+            let waits_for = Some(format!("for {left_s} s, for that has just failed"));
+            let unblock = Some("p2pdb original prepare".into());
+            work.push(WorkReport { server: me.clone(), work: what, waits_for, unblock });
+        }
         if let Some(obstacle) = &self.own.waits {
             let what = "takes its own address".into();
             let waits_for = Some(waits_for(obstacle));

@@ -84,15 +84,25 @@ impl StandIns {
 
     /// Whether it is time to make a broken original anew; if so, that is counted.
     fn mends(&mut self, original: &str, now_us: u64) -> bool {
-        let before = self.mended.get(original).copied();
-        let is_time = before.is_none_or(|(last_us, times)| {
-            let pause_us = MEND_US << times.saturating_sub(1).min(10);
-            now_us >= last_us + pause_us.min(MEND_LONGEST_US)
-        });
+        let is_time = now_us >= self.mends_at_us(original);
         if is_time {
-            self.mended.insert(original.to_owned(), (now_us, before.map_or(1, |(_, times)| times.saturating_add(1))));
+            let times = self.mended.get(original).map_or(1, |(_, times)| times.saturating_add(1));
+            self.mended.insert(original.to_owned(), (now_us, times));
         }
         is_time
+    }
+
+    fn mends_at_us(&self, original: &str) -> u64 {
+        let Some((last_us, times)) = self.mended.get(original) else { return 0 };
+        let pause_us = MEND_US << times.saturating_sub(1).min(10);
+        last_us + pause_us.min(MEND_LONGEST_US)
+    }
+
+    /// Broken originals that rest until they are made anew, why, and until when.
+    pub fn resting(&self, now_us: u64) -> impl Iterator<Item = (&Guest, u64)> {
+        let broken =
+            self.guests.values().filter(|guest| guest.state == GuestState::Broken && !self.is_busy(&guest.original));
+        broken.map(|guest| (guest, self.mends_at_us(&guest.original))).filter(move |(_, at_us)| *at_us > now_us)
     }
 
     fn installs(&self, original: &str, target: &ServerName) -> bool {

@@ -1098,6 +1098,7 @@ fn a_stand_in_that_is_slow_for_a_while_is_kept() {
     group.run(10_000);
     group.ill.insert((0, "original-1".to_owned()));
     group.run(2_000);
+    assert!(group.story().contains("has a stand-in whose service fails"), "{}", group.story());
     group.ill.clear();
     group.run(10_000);
     assert_eq!((group.host_of(2).as_deref(), group.recoveries()), (Some("S1"), 1), "{}", group.story());
@@ -1196,6 +1197,7 @@ fn a_broken_original_is_made_anew_less_and_less_often_until_that_succeeds() {
     group.run(1_300_000);
     let pauses_s: Vec<u64> = group.lacked_us.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();
     assert_eq!(pauses_s, [10, 20, 40, 80, 160, 300, 300, 300]);
+    assert!(group.story().contains("makes the broken original-1 anew"), "{}", group.story());
 
     group.room = true;
     let state = |group: &Group| group.servers[0].guests["original-1"].0.state;

@@ -68,6 +68,8 @@ pub(super) struct Verdicts {
     warm: BTreeMap<ServerName, Place>,
     /// The rows of recoveries that are under way, and since when they say the same.
     seen: BTreeMap<ServerName, (RecoveryRow, u64)>,
+    /// Until when a stand-in is borne with that may only be slow.
+    patience_us: BTreeMap<ServerName, u64>,
     next_restart_us: u64,
     hooks: BTreeMap<HookId, HookRun>,
     /// For which decision each fence was run.
@@ -89,11 +91,16 @@ impl Verdicts {
     pub fn wished(&self) -> impl Iterator<Item = (&ServerName, Ticket)> {
         self.wishes.iter().map(|(target, ticket)| (target, *ticket))
     }
+
+    pub fn borne_with(&self) -> impl Iterator<Item = (&ServerName, u64)> {
+        self.patience_us.iter().map(|(target, until_us)| (target, *until_us))
+    }
 }
 
 impl Management {
     pub(super) fn keep_verdicts(&mut self, turn: &mut Turn) {
         let verdicts: Vec<Verdict> = self.watch.standing(turn.now_us()).collect();
+        self.verdicts.patience_us.clear();
         for verdict in &verdicts {
             if verdict.role == Role::Own {
                 self.restart_own_service(turn, verdict);
@@ -134,10 +141,15 @@ impl Management {
         };
         // Where nobody is at the address, nothing is to be waited for.
         let may_be_slow = replaces.is_some() && verdict.failure == Failure::Service;
-        if may_be_slow && turn.now_us() < verdict.since_us + PATIENCE_US {
+        let patience_us = verdict.since_us + PATIENCE_US;
+        if may_be_slow && turn.now_us() < patience_us {
+            self.verdicts.patience_us.insert(target.clone(), patience_us);
             return;
         }
-        let words = verdict.to_string();
+        let words = match may_be_slow {
+            true => format!("for {} s, {verdict}", PATIENCE_US / 1_000_000),
+            false => verdict.to_string(),
+        };
         if replaces.is_none() {
             self.tell_detected(turn, target, &words);
         }

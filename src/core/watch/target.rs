@@ -26,6 +26,8 @@ pub(super) struct Target {
     pub(super) since_us: u64,
     /// When the first question of the present failure was put.
     pub(super) suspect_us: Option<u64>,
+    /// The other manager says that something is wrong.
+    pub(super) alarmed: bool,
     /// `Suspected` was put out.
     pub(super) suspected: bool,
     /// It has been in order once.
@@ -61,6 +63,7 @@ impl Target {
             health: Health::Unknown,
             since_us: now_us,
             suspect_us: None,
+            alarmed: false,
             suspected: false,
             was_healthy: false,
             judged: None,
@@ -97,12 +100,12 @@ impl Target {
 
     /// What is asked at present: the echo only while something is wrong.
     pub(super) fn asked(&self) -> impl Iterator<Item = &Watching> {
-        let echo = self.echo.as_ref().filter(|_| self.suspect_us.is_some());
+        let echo = self.echo.as_ref().filter(|_| self.suspect_us.is_some() || self.alarmed);
         self.checks.iter().chain(echo)
     }
 
     pub(super) fn asked_mut(&mut self) -> impl Iterator<Item = &mut Watching> {
-        let echo = self.echo.as_mut().filter(|_| self.suspect_us.is_some());
+        let echo = self.echo.as_mut().filter(|_| self.suspect_us.is_some() || self.alarmed);
         self.checks.iter_mut().chain(echo)
     }
 

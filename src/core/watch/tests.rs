@@ -286,6 +286,56 @@ fn the_second_manager_judges_when_the_first_is_dead() {
 }
 
 #[test]
+fn a_manager_that_takes_the_place_of_a_dead_one_needs_one_failure_to_agree() {
+    for phase in 0..10 {
+        let mut world = World::new(6, "smtp 25");
+        world.run(phase * 100_000);
+        world.dead.extend([2, 3]);
+        while world
+            .verdicts()
+            .iter()
+            .all(|(_, target, failure, _)| (target.as_str(), *failure) != ("S2", Failure::Host))
+        {
+            world.run(TICK_US);
+            assert!(world.now_us < 20 * SECOND);
+        }
+        // Until the other manager of S3 is certain, too.
+        while world.report(4, 3).health != Health::Failed(Failure::Host) {
+            world.run(TICK_US);
+            assert!(world.now_us < 20 * SECOND);
+        }
+        let decided_us = world.now_us;
+        for me in [1, 4, 5, 6] {
+            world.input(me, Input::Assign(assignment(me, &[1, 3, 4, 5, 6], "smtp 25")));
+        }
+        world.run(2 * SECOND);
+        let verdicts = world.verdicts_since(decided_us);
+        let (by, target, failure, after_ms) = verdicts.iter().find(|(_, target, ..)| target == "S3").unwrap();
+        assert_eq!((*by, target.as_str(), *failure), (1, "S3", Failure::Host));
+        assert!(*after_ms <= 500, "one question of 400 ms: {after_ms}");
+    }
+}
+
+#[test]
+fn one_failure_is_not_enough_while_the_link_is_up() {
+    let mut world = World::new(6, "smtp 25");
+    world.deaf.insert((1, 2));
+    world.run(3 * SECOND);
+    // The second manager is told that the host is dead, and is deaf for one question.
+    let opinion = Opinion { target: server(2), host: server(2), health: Health::Failed(Failure::Host) };
+    world.deaf.insert((3, 2));
+    world.input(3, Input::Opinion { from: server(1), opinion });
+    while world.report(3, 2).health == Health::Healthy {
+        world.run(TICK_US);
+        assert!(world.now_us < 20 * SECOND);
+    }
+    assert_eq!(world.report(3, 2).health, Health::Suspect);
+    world.deaf.clear();
+    world.run(2 * SECOND);
+    assert!(world.verdicts().is_empty(), "{:?}", world.verdicts());
+}
+
+#[test]
 fn one_manager_alone_accuses_nobody_while_the_other_gets_answers() {
     let mut world = World::new(6, "smtp 25");
     world.deaf.insert((1, 2));
