@@ -7,9 +7,9 @@
 //! ```
 //! At the first failure everything is asked at once: the other checks of the target, an ICMP echo, and the other targets. So when
 //! the failure is certain it is also known what still answers: the host (service failure), its daemon (network failure) or
-//! nothing (host failure). What the other manager is alarmed of is asked at once as well; and where that one is certain that the host is
-//! dead, and this server is not linked with it either, one failure is enough: so a manager that becomes one because
-//! the one before has failed too does not begin from the beginning.
+//! nothing (host failure). What the other manager is alarmed of is asked at once as well. A manager that has become one because the one before
+//! has failed, too, does not begin from the beginning: where the other is certain that the host is dead, and nothing of it answers here
+//! nor is linked, its first failure is enough.
 //!
 //! A server that may be cut off itself accuses nobody. It is *isolated* when no link is up and nothing that it asks of another
 //! server answers, unless there is only one other server; its *service network* is in doubt when a target is silent and
@@ -278,9 +278,11 @@ impl Watch {
         }
         for (key, target) in &mut self.targets {
             let fresh = new.contains(key);
+            let suspect_us = target.suspect_us;
             for watching in target.all_mut() {
-                // A question that has just failed keeps its pace.
-                if !fresh || watching.pulse.failing_since_us().is_none() {
+                // A question that has just failed keeps its pace, unless it was put before all this.
+                let is_old = suspect_us.is_some_and(|suspect_us| watching.unsettled(suspect_us));
+                if !fresh || is_old || watching.pulse.failing_since_us().is_none() {
                     watching.pulse.hurry(now_us);
                 }
             }
@@ -302,7 +304,7 @@ impl Watch {
         if let Some(blindness) = self.blindness(target, suspect_us) {
             return Health::Blind(blindness);
         }
-        if !states.contains(&State::Down) && !self.agrees_at_once(target) {
+        if !states.contains(&State::Down) && !self.agrees_at_once(target, suspect_us) {
             return Health::Suspect;
         }
         Health::Failed(self.failure(target, suspect_us))
@@ -315,10 +317,11 @@ impl Watch {
         if self.reaches_daemon(target) { Failure::Network } else { Failure::Host }
     }
 
-    /// Whether one failure is enough: a host is dead to the other manager, and its daemon is not linked.
-    fn agrees_at_once(&self, target: &Target) -> bool {
+    /// Whether one failure is enough: to the other manager the host is dead, and this one has never known anything else of it.
+    fn agrees_at_once(&self, target: &Target, suspect_us: u64) -> bool {
         let other = self.opinion_of_other(target).map(|(_, health)| health);
-        other == Some(Health::Failed(Failure::Host)) && !self.reaches_daemon(target)
+        let is_silent = !target.host_answers(suspect_us) && !self.reaches_daemon(target);
+        other == Some(Health::Failed(Failure::Host)) && is_silent && !target.was_healthy
     }
 
     fn reaches_daemon(&self, target: &Target) -> bool {

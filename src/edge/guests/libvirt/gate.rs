@@ -90,6 +90,11 @@ impl Gate {
         }
     }
 
+    /// Shuts one that nobody holds, whoever has opened it.
+    pub fn shut(&self) -> io::Result<()> {
+        iproute::set_down(&self.tap)
+    }
+
     /// For which address it is open. Without its agent it is shut.
     pub fn held(&self) -> io::Result<Option<ServiceAddress>> {
         match self.call(Request::Report) {

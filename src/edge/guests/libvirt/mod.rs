@@ -170,7 +170,7 @@ pub struct LibvirtMachine {
     /// Whether this life is reached by the guest agent, and not by the installer's channel.
     guest_agent: bool,
     memory_mib: u64,
-    /// What the guest is known to have on its own interface; whether anybody reaches it there is the gate's affair.
+    /// What the guest has just been given on its own interface; whether anybody reaches it there is the gate's affair.
     addressed: Option<ServiceAddress>,
     /// How long the last resumption took until the guest answered.
     activation: Option<Duration>,
@@ -258,7 +258,12 @@ impl Machine for LibvirtMachine {
     ) -> Result<String, Failed> {
         let patience = procedure.manifest.deadline() + INSTALL_MARGIN;
         let archive = if self.guest_agent { Archive::Input } else { Archive::Within };
-        let ahead = address.map(|address| script::take_address(&mac(instance), address, self.driver.gateway));
+        // With IPv6 the guest says which addresses it listens to when it gets one: nobody would hear that.
+        let ahead = address.filter(|address| address.ip.is_ipv4());
+        if ahead.is_some() {
+            self.gate(instance)?.shut().map_err(|error| error.to_string())?;
+        }
+        let ahead = ahead.map(|address| script::take_address(&mac(instance), address, self.driver.gateway));
         let script = script::install(procedure, target, &self.original, archive, ahead.as_deref())?;
         let input = if self.guest_agent { procedure.bundle() } else { Vec::new() };
         match self.run(instance, &script, &input, patience)? {
@@ -272,13 +277,13 @@ impl Machine for LibvirtMachine {
     }
 
     fn take_address(&mut self, instance: &str, address: ServiceAddress, until_ns: u64) -> Result<(), Failed> {
-        if self.addressed != Some(address) {
+        // What became of it since it was last needed is not known.
+        if self.addressed.take() != Some(address) {
             let script = script::take_address(&mac(instance), address, self.driver.gateway);
             let ran = self.run(instance, &script, &[], ADDRESS)?;
             if ran.status != 0 {
                 return Err(format!("the guest does not take the address: {}", ran.output.trim()));
             }
-            self.addressed = Some(address);
         }
         self.gate(instance)?.take(address, until_ns).map_err(|error| error.to_string())
     }

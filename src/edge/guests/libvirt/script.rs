@@ -24,7 +24,7 @@ pub enum Archive {
     Within,
 }
 
-/// The first line of what a procedure's script prints, if the guest has its address.
+/// The last line of what a procedure's script prints, if the guest has its address.
 const ADDRESSED: &str = "p2pdb: it has its address";
 
 /// What every guest is given before anything of a procedure runs: guests are copies of each other, and must not share what has to be
@@ -63,7 +63,7 @@ mkdir -p "$folder/in"
 const HELPERS: &str = r#"
 uptime_s() { read -r up _ </proc/uptime; echo "${up%%.*}"; }
 place() { mkdir -p "${3%/*}/" && cp "$2" "$3" && chmod "$1" "$3"; }
-finish() { tail -c 16384 "$log"; [ -z "$2" ] || echo "$2"; exit "$1"; }
+finish() { tail -c 16384 "$log"; [ -z "$2" ] || echo "$2"; [ -z "$addressed" ] || printf '\n%s\n' "$addressed"; exit "$1"; }
 check() {
     while ! sh -c "$1" >"$log.check" 2>&1 </dev/null; do
         if [ "$(uptime_s)" -ge "$deadline" ]; then
@@ -94,7 +94,7 @@ pub fn install(
         "{ENVIRONMENT}\n\
          export P2PDB_TARGET={} P2PDB_ORIGINAL={} P2PDB_ROOT=\n\
          now={now} machine={machine} seed={seed}\n\
-         folder=/run/p2pdb/procedure log=/run/p2pdb/output\n",
+         folder=/run/p2pdb/procedure log=/run/p2pdb/output addressed=\n",
         quoted(target.as_str()),
         quoted(original)
     );
@@ -132,7 +132,7 @@ pub fn install(
         line(&format!("check {}", quoted(&check.command)));
     }
     if let Some(ahead) = ahead {
-        line(&format!("(\n{ahead}) >/dev/null 2>&1 && echo {ADDRESSED}"));
+        line(&format!("(\n{ahead}) >/dev/null 2>&1 && addressed='{ADDRESSED}'"));
     }
     line("finish 0 ''");
     Ok(script)
@@ -140,7 +140,7 @@ pub fn install(
 
 /// Of what the script of a procedure has printed: whether the guest has its address, and what is the procedure's.
 pub fn installed(output: &str) -> (bool, &str) {
-    match output.strip_prefix(ADDRESSED).and_then(|rest| rest.strip_prefix('\n')) {
+    match output.trim_end().strip_suffix(ADDRESSED).and_then(|rest| rest.strip_suffix('\n')) {
         Some(rest) => (true, rest),
         None => (false, output),
     }
@@ -199,6 +199,13 @@ mod tests {
     #[test]
     fn odd_names_are_one_word() {
         assert_eq!(quoted("it's $HOME"), "'it'\\''s $HOME'");
+    }
+
+    #[test]
+    fn what_says_that_the_address_is_there_is_not_the_procedures() {
+        assert_eq!(installed(&format!("done\n\n{ADDRESSED}\n")), (true, "done\n"));
+        assert_eq!(installed(&format!("\n{ADDRESSED}\n")), (true, ""));
+        assert_eq!(installed("done\n"), (false, "done\n"));
     }
 
     #[test]
