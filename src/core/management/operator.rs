@@ -1,18 +1,31 @@
-//! What operators want: checked, wished, and answered when it is decided or cannot be.
+//! What operators want: checked, wished, and answered when it is decided or cannot be. A server that is to come back is told so again and
+//! again: what is said while links come and go may be lost, and who has just been linked does not know yet that it is out.
 
 use std::collections::BTreeMap;
 
 use super::{Management, ManagementMessage, ManagementOutput, OperatorCommand, Turn};
 use crate::core::chain::{ChainInput, Standing, Wish, WishOutcome};
-use crate::core::decision::{Act, Place};
+use crate::core::decision::{Act, Place, Slot};
 use crate::core::id::ServerName;
 use crate::core::io::Ticket;
 use crate::core::schema::file;
+
+/// Between two times that a server is told to come back, in microseconds.
+const TELL_US: u64 = 500_000;
 
 #[derive(Default)]
 pub(super) struct Operator {
     /// Wishes of operators, and who waits for each.
     wishes: BTreeMap<Ticket, (Ticket, String)>,
+    /// Who is to come back.
+    failbacks: BTreeMap<ServerName, Failback>,
+}
+
+struct Failback {
+    author: String,
+    /// The decision by which it is out; another one ends this.
+    slot: Slot,
+    next_us: u64,
 }
 
 impl Management {
@@ -125,17 +138,32 @@ impl Management {
 
     fn command_failback(&mut self, turn: &mut Turn, author: String, target: &ServerName) -> Result<String, String> {
         self.check_can_decide()?;
-        if self.member(target)?.recovery.is_none() {
+        let Some(slot) = self.member(target)?.recovery.as_ref().map(|recovery| recovery.slot) else {
             return Err(format!("{target} plays itself: there is nothing to return from"));
-        }
+        };
         if *target == self.config.me {
             self.failback(author);
         } else if turn.scene.linked.contains(target) {
-            turn.say(target, ManagementMessage::Failback { author });
+            self.operator.failbacks.insert(target.clone(), Failback { author, slot, next_us: 0 });
         } else {
             return Err(format!("{target} is not linked: start its daemon, then say failback again"));
         }
         Ok(format!("{target} takes its place as soon as its service is in order: see p2pdb why {target}"))
+    }
+
+    pub(super) fn keep_failbacks(&mut self, turn: &mut Turn) {
+        let Self { operator, chain, .. } = self;
+        operator.failbacks.retain(|target, failback| {
+            let recovery = chain.roster().member(target).and_then(|member| member.recovery.as_ref());
+            if recovery.is_none_or(|recovery| recovery.slot != failback.slot) {
+                return false;
+            }
+            if turn.scene.linked.contains(target) && turn.now_us() >= failback.next_us {
+                failback.next_us = turn.now_us() + TELL_US;
+                turn.say(target, ManagementMessage::Failback { author: failback.author.clone() });
+            }
+            true
+        });
     }
 
     fn command_confirm_dead(&mut self, turn: &mut Turn, author: &str, target: &ServerName) -> Result<String, String> {

@@ -160,7 +160,8 @@ impl Management {
     }
 
     pub(super) fn failback(&mut self, author: String) {
-        if matches!(self.chain.standing(), Standing::Recovered { .. }) {
+        let is_out = matches!(self.chain.standing(), Standing::Recovered { .. });
+        if is_out && self.standing.back.asked_by.is_none() {
             self.standing.back.asked_by = Some(author);
             self.standing.back.next_us = 0;
         }

@@ -752,6 +752,21 @@ fn an_operator_recovers_drains_and_lets_return() {
 }
 
 #[test]
+fn a_server_that_is_told_to_come_back_before_it_knows_that_it_is_out_comes_back() {
+    let mut group = Group::new(4);
+    group.cut("S2", true);
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some_and(|host| host != "S2"));
+    // Everybody returns at once, but for an operator's word.
+    group.set("Maintenance: S2, a new disk");
+    group.run(2_000);
+    group.cut("S2", false);
+    let command = OperatorCommand::Failback { target: server("S2") };
+    let input = ManagementInput::Operator { ticket: 7, author: "alice".into(), command };
+    group.feed(0, Cause::Input(input));
+    group.wait("S2 is back", 5_000, |group| group.host_of(2).as_deref() == Some("S2"));
+}
+
+#[test]
 fn a_server_without_a_place_gets_one_when_a_host_is_free() {
     let mut group = Group::new(3);
     let original = |state: &str| format!("Original: S1, original-1, {state}, x");
