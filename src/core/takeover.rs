@@ -85,11 +85,19 @@ pub struct Takeover {
     holders: Vec<Holder>,
     round: Option<Round>,
     rounds: u64,
+    must_look: bool,
 }
 
 impl Takeover {
-    pub fn new(slot: Slot, exclusive: bool, look_ms: u64) -> Self {
-        Self { slot, exclusive, look_us: look_ms * 1000, holders: Vec::new(), round: None, rounds: 0 }
+    /// `rounds`: the number of the last look that there was, of whatever takeover.
+    pub fn new(slot: Slot, exclusive: bool, look_ms: u64, rounds: u64) -> Self {
+        let (holders, look_us) = (Vec::new(), look_ms * 1000);
+        Self { slot, exclusive, look_us, holders, round: None, rounds, must_look: false }
+    }
+
+    /// The address was another one before: what its holders say of that does not count.
+    pub fn must_look(&mut self) {
+        self.must_look = true;
     }
 
     /// Names a server that held the address until a decision took it away, and when its lease is over at the latest, by this
@@ -135,7 +143,9 @@ impl Takeover {
 
     /// What is to be done now. `second` is the server that looks beside `me`, if any is reachable.
     pub fn step(&mut self, me: &ServerName, second: Option<&ServerName>, now_us: u64) -> Step {
-        if !self.holders.is_empty() && self.holders.iter().all(|held| held.gone == Some(Gone::LetGo)) {
+        // Who has let go is believed where it is about the decision of just now: later, anybody may have the address.
+        let is_recent = self.holders.iter().any(|held| now_us < held.over_us);
+        if is_recent && !self.must_look && self.holders.iter().all(|held| held.gone == Some(Gone::LetGo)) {
             return Step::Take;
         }
         let finished = self.finished(now_us);
@@ -201,7 +211,7 @@ mod tests {
     }
 
     fn takeover(exclusive: bool) -> Takeover {
-        let mut takeover = Takeover::new(7, exclusive, 250);
+        let mut takeover = Takeover::new(7, exclusive, 250, 0);
         takeover.held_by(server("S2"), 5, 2000 * MS);
         takeover
     }
@@ -260,6 +270,20 @@ mod tests {
         assert!(matches!(it.step(&me, None, MS), Step::Wait(Obstacle::Lease { .. })), "S2 may still hold it");
         it.gone(&server("S2"), Gone::LetGo);
         assert_eq!(it.step(&me, None, 2 * MS), Step::Take);
+    }
+
+    #[test]
+    fn holders_that_let_go_long_ago_or_of_another_address_are_not_believed() {
+        let me = server("S6");
+        let mut it = takeover(true);
+        it.gone(&server("S2"), Gone::LetGo);
+        assert!(matches!(it.step(&me, None, 2000 * MS), Step::Look { round: 1, .. }), "its lease is over anyway");
+        it.looked(1, &me, Ok(true));
+        assert!(matches!(it.step(&me, None, 2010 * MS), Step::Wait(Obstacle::StillAnswers { .. })));
+        let mut it = takeover(true);
+        it.gone(&server("S2"), Gone::LetGo);
+        it.must_look();
+        assert!(matches!(it.step(&me, None, 10 * MS), Step::Look { .. }));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use tracing::warn;
+
 use super::agent::{AgentArgs, Reply, Request, StartingAgent, call};
 use super::clock::{SystemClock, monotonic_ns};
 use super::iproute;
@@ -21,6 +23,7 @@ use super::process_identity::ProcessIdentity;
 use crate::core::clock::Now;
 use crate::core::decision::ServiceAddress;
 use crate::core::guest::OrderId;
+use crate::core::service::parse_address;
 
 const START: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(1);
@@ -72,7 +75,7 @@ impl ServiceAddressKeeper {
     /// Starts the worker. No agent runs before the first address is taken.
     pub fn start(settings: AddressSettings, clock: SystemClock, report: Report) -> io::Result<Self> {
         let (orders, inbox) = sync_channel(WAITING_MAX);
-        let worker = Worker { settings: settings.clone() };
+        let worker = Worker { settings: settings.clone(), last: None };
         let told = report.clone();
         let thread = std::thread::Builder::new().name("service-address".into());
         thread.spawn(move || worker.run(&inbox, &told))?;
@@ -134,30 +137,34 @@ impl ServiceAddressKeeper {
 
 struct Worker {
     settings: AddressSettings,
+    /// What was taken last. The interface may still have it when the agent that would say so is dead.
+    last: Option<ServiceAddress>,
 }
 
 impl Worker {
-    fn run(&self, orders: &Receiver<(OrderId, Order)>, report: &Report) {
+    fn run(mut self, orders: &Receiver<(OrderId, Order)>, report: &Report) {
         for (id, order) in orders {
             let outcome = self.carry_out(order).map_err(|error| error.to_string());
             report(AddressReport::Outcome { id, outcome });
         }
     }
 
-    fn carry_out(&self, order: Order) -> io::Result<Option<ServiceAddress>> {
-        let interface = required(self.settings.interface.as_deref())?;
+    fn carry_out(&mut self, order: Order) -> io::Result<Option<ServiceAddress>> {
+        let interface = required(self.settings.interface.as_deref())?.to_owned();
         match order {
-            Order::Report => {
-                self.ask(Request::Report).or_else(|error| if is_absent(&error) { Ok(None) } else { Err(error) })
-            }
+            Order::Report => match self.ask(Request::Report) {
+                Err(error) if is_absent(&error) => self.clean_up(&interface).map(|()| None),
+                other => other,
+            },
             Order::Take(address, until_ns) => {
+                self.remember(address);
                 let request = Request::Take { address, until_ns };
                 match self.ask(request.clone()) {
                     Err(error) if is_absent(&error) => {}
                     Err(error) if error.kind() == io::ErrorKind::TimedOut => self.end_silent_agent()?,
                     other => return other,
                 }
-                self.start_agent(interface)?;
+                self.start_agent(&interface)?;
                 self.ask(request)
             }
             Order::Hold(address, until_ns) => self.ask(Request::Hold { address, until_ns }),
@@ -168,10 +175,30 @@ impl Worker {
                     Err(_) => self.end_silent_agent()?,
                 }
                 // Whoever has put it there: it is not to be there now.
-                iproute::remove_address(interface, address)?;
-                Ok(None)
+                self.last = Some(address);
+                self.clean_up(&interface).map(|()| None)
             }
         }
+    }
+
+    /// Survives this daemon, unless the disk is full.
+    fn remember(&mut self, address: ServiceAddress) {
+        self.last = Some(address);
+        let path = self.path("held");
+        if let Err(error) = fs::write(&path, address.to_string()) {
+            warn!("{}: {error}", path.display());
+        }
+    }
+
+    /// Takes away what an agent has left that is dead.
+    fn clean_up(&mut self, interface: &str) -> io::Result<()> {
+        let kept = || parse_address(fs::read_to_string(self.path("held")).ok()?.trim());
+        if let Some(address) = self.last.or_else(kept) {
+            iproute::remove_address(interface, address)?;
+        }
+        self.last = None;
+        let _ = fs::remove_file(self.path("held"));
+        Ok(())
     }
 
     fn ask(&self, request: Request) -> io::Result<Option<ServiceAddress>> {

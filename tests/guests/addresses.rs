@@ -137,6 +137,34 @@ fn a_server_holds_its_own_address_as_long_as_somebody_renews_it() {
 }
 
 #[test]
+fn what_a_dead_agent_has_left_is_taken_away_before_it_is_said_that_nothing_is_held() {
+    if !possible("what_a_dead_agent_has_left_is_taken_away_before_it_is_said_that_nothing_is_held") {
+        return;
+    }
+    let network = Network::of("v", 1, Tie::Plain);
+    let host = Host::new(&network, 0, 0);
+    let kill_agent = || {
+        let text = std::fs::read_to_string(host.directory().join("address.pid")).unwrap();
+        let identity: p2pdb::edge::process_identity::ProcessIdentity = text.parse().unwrap();
+        identity.kill(Duration::from_secs(2)).unwrap();
+    };
+    let owner = host.start();
+    owner.done("take 10.91.0.60/24 60000");
+    kill_agent();
+    assert!(network.answers("10.91.0.60"), "the kernel keeps it for the lease");
+    assert_eq!(owner.done("held"), "nothing");
+    assert!(!network.answers("10.91.0.60"));
+
+    // The daemon has died as well.
+    owner.done("take 10.91.0.60/24 60000");
+    owner.kill();
+    kill_agent();
+    let owner = host.start();
+    assert_eq!(owner.done("held"), "nothing");
+    assert!(!network.answers("10.91.0.60"));
+}
+
+#[test]
 fn a_frozen_agent_neither_keeps_an_address_nor_stops_the_next_one() {
     if !possible("a_frozen_agent_neither_keeps_an_address_nor_stops_the_next_one") {
         return;

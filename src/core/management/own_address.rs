@@ -66,10 +66,12 @@ impl Management {
         };
         let ready = turn.scene.lifecycle >= Lifecycle::Ready && self.in_group();
         let service = Service::of(turn.scene.files, &self.config.me).filter(|_| ready);
+        // A daemon that has just started leaves alone what the one before held, unless its decisions say otherwise.
+        let is_out = !self.chain.decisions().is_empty() && !self.in_group();
         match (held, service) {
             (None, None) => self.own.waits = None,
             (Some(address), Some(service)) if address == service.address => self.hold(turn, &service),
-            (Some(address), _) if turn.scene.lifecycle >= Lifecycle::Ready || !self.chain.decisions().is_empty() => {
+            (Some(address), _) if turn.scene.lifecycle >= Lifecycle::Ready || is_out => {
                 self.address_order(turn, AddressAction::Release { address });
             }
             // It lapses by itself if nothing is learned in time.

@@ -70,7 +70,8 @@ impl Management {
                         let flag = Record::of([name.as_str(), "operating"]);
                         self.want_record(turn, file::FLAG, &name, Some(flag), &reason);
                     }
-                    if let Some(row) = row.filter(|row| row.slot < returned.slot) {
+                    // A row without a decision is of a failure since then.
+                    if let Some(row) = row.filter(|row| row.slot != 0 && row.slot < returned.slot) {
                         let phase = Phase::Returning;
                         let (slot, note) = (returned.slot, returned.reason.clone());
                         self.want_recovery(turn, RecoveryRow { phase, slot, note, ..row });

@@ -28,11 +28,15 @@ const LOOKS_MAX: usize = 64;
 pub(super) struct Takeovers {
     under_way: BTreeMap<ServerName, UnderWay>,
     looks: BTreeMap<LookId, Look>,
+    /// The number of the last round of looks: what comes late must not count for another.
+    rounds: u64,
     served_us: BTreeMap<ServerName, u64>,
 }
 
 struct UnderWay {
     takeover: Takeover,
+    /// As the file `Service` had it when this began.
+    service: Service,
     /// Who held the address before, and the decision that took it away.
     holders: Vec<(ServerName, Slot)>,
     /// When each elector granted a lease to a holder last, by this server's clock.
@@ -77,8 +81,13 @@ impl Management {
     pub(super) fn take_over(&mut self, turn: &mut Turn, target: &ServerName, service: &Service, slot: Slot) -> Step {
         let now_us = turn.now_us();
         let me = self.config.me.clone();
-        if self.takeovers.under_way.get(target).is_none_or(|it| it.takeover.slot != slot) {
-            let begun = self.begin_takeover(target, service, slot, now_us);
+        let before = self.takeovers.under_way.get(target).filter(|it| it.takeover.slot == slot);
+        if before.is_none_or(|it| it.service != *service) {
+            let moves = before.is_some_and(|it| it.service.address != service.address);
+            let mut begun = self.begin_takeover(target, service, slot, now_us);
+            if moves {
+                begun.takeover.must_look();
+            }
             self.takeovers.under_way.insert(target.clone(), begun);
         }
         self.apply_fences(turn, target);
@@ -93,6 +102,7 @@ impl Management {
             self.ask_holders(turn, target);
         }
         if let Step::Look { round, lookers } = &step {
+            self.takeovers.rounds = *round;
             for looker in lookers {
                 if *looker == me {
                     let id = self.number();
@@ -116,11 +126,11 @@ impl Management {
         let last = holders.last().cloned();
         // Of those before the last one, only a lease that may not be over yet counts.
         holders.retain(|it| Some(it) == last.as_ref() || self.learned_us(it.1) + wait_us > now_us);
-        let mut takeover = Takeover::new(slot, service.exclusive, self.config.look_ms);
+        let mut takeover = Takeover::new(slot, service.exclusive, self.config.look_ms, self.takeovers.rounds);
         for (holder, taken) in &holders {
             takeover.held_by(holder.clone(), *taken, self.learned_us(*taken) + wait_us);
         }
-        UnderWay { takeover, holders, granted_us: BTreeMap::new(), next_ask_us: 0 }
+        UnderWay { takeover, service: *service, holders, granted_us: BTreeMap::new(), next_ask_us: 0 }
     }
 
     /// Who may have held the address of a target, and the decision that took it away from them; without this server, which knows

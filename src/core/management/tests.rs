@@ -1178,6 +1178,76 @@ fn a_stand_in_outlives_the_daemon_of_its_host() {
 }
 
 #[test]
+fn the_own_address_outlives_the_daemon() {
+    let mut group = Group::new(4);
+    group.run(10_000);
+    group.starting.insert(1);
+    group.start_daemon(1);
+    for _ in 0..100 {
+        group.run(5);
+        assert_eq!(group.host_of(2).as_deref(), Some("S2"), "{} ms", group.now_us / MS);
+    }
+    group.starting.clear();
+    for _ in 0..400 {
+        group.run(5);
+        assert_eq!(group.host_of(2).as_deref(), Some("S2"), "{} ms", group.now_us / MS);
+    }
+}
+
+#[test]
+fn an_address_that_somebody_has_is_not_taken_because_it_has_become_ones_own() {
+    let mut group = Group::new(4);
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    group.power_on("S2");
+    group.wait("S2 is back", 20_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    group.run(10_000);
+    // By mistake. Whoever takes an address that is held fails the test.
+    group.set("Service: S2, 10.0.0.3/24, exclusive");
+    group.run(10_000);
+    assert_eq!((group.host_of(2), group.host_of(3).as_deref()), (None, Some("S3")));
+    let story = group.story();
+    assert!(story.contains("takes its own address"), "{story}");
+}
+
+#[test]
+fn an_address_that_is_changed_while_a_lease_is_waited_for_is_looked_at() {
+    let waits = |group: &Group| group.story().contains("takes its address over for the stand-in");
+    let waiting = || {
+        let mut group = Group::new(4);
+        group.power_off("S2");
+        group.wait("the lease of S2 is waited for", 6_000, waits);
+        group
+    };
+    let until_taken_ms = waiting().wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    let mut group = waiting();
+    group.run(until_taken_ms - 100);
+    // The old address has just been looked at. Whoever takes one that is held fails the test.
+    group.set("Service: S2, 10.0.0.3/24, exclusive");
+    group.run(10_000);
+    assert_eq!(group.host_of(3).as_deref(), Some("S3"));
+    assert!(waits(&group), "{}", group.story());
+}
+
+#[test]
+fn what_was_seen_since_a_server_returned_is_not_a_part_of_its_return() {
+    let mut group = Group::new(4);
+    group.power_off("S2");
+    group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    group.power_on("S2");
+    group.wait("S2 is back", 20_000, |group| group.host_of(2).as_deref() == Some("S2"));
+    group.run(10_000);
+    group.set("Maintenance: S2, so that nothing is done about it");
+    group.servers[1].serves = false;
+    group.run(3_000);
+    group.set("Recovery: S2, detected, ---, S1, 0, its service fails");
+    for _ in 0..600 {
+        group.run(5);
+        assert_eq!(group.lines("Recovery"), ["S2, detected, ---, S1, 0, its service fails"]);
+    }
+}
+
+#[test]
 fn an_installation_may_take_as_long_as_its_deadline() {
     for fails in [0, 1] {
         let mut group = Group::new(4);
