@@ -201,6 +201,21 @@ fn an_original_that_ends_is_noticed_and_made_anew_when_nobody_needs_it() {
 }
 
 #[test]
+fn services_can_read_what_their_procedure_has_made() {
+    if !possible("services_can_read_what_their_procedure_has_made") {
+        return;
+    }
+    let network = Network::of("y", 1, Tie::Bridge);
+    let host = Host::new(&network, 0, 1);
+    let manifest = "[[file]]\nsource = 'page'\ntarget = '/var/www/new/page'\nmode = '0644'";
+    let script = "echo made >/etc/made; setpriv --reuid=65534 --clear-groups cat /etc/made /var/www/new/page";
+    let digest = host.procedure(manifest, script, &[("page", "a page\n")]);
+    let owner = host.start();
+    owner.done("1 1 resume S2");
+    assert_eq!(owner.done(&format!("1 1 install S2 {digest}")), "installed made a page");
+}
+
+#[test]
 fn without_rights_a_guest_is_a_plain_process_that_takes_no_address() {
     if !possible("without_rights_a_guest_is_a_plain_process_that_takes_no_address") {
         return;

@@ -19,6 +19,8 @@ use super::rig::{INTERFACE, program};
 fn owner() {
     let Some(directory) = std::env::var_os("OWNER_DIRECTORY").map(std::path::PathBuf::from) else { return };
     let count = std::env::var("OWNER_COUNT").unwrap().parse().unwrap();
+    // As the daemon does.
+    rustix::process::umask(rustix::fs::Mode::RWXO | rustix::fs::Mode::WGRP);
     let clock = SystemClock::new();
     let interface = Some(INTERFACE.to_owned());
     let driver = ProcessDriver {

@@ -1,5 +1,6 @@
 //! One life of a virtual machine: booted once, resumed, installed, serving, put back.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,9 @@ fn a_machine_serves_and_is_put_back() {
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
     let owner = host.start();
     wait_until("both wait in memory", || libvirtd.machines() == ["paused", "paused"]);
+
+    let folder = std::fs::metadata(host.directory().join("originals/original-1")).unwrap();
+    assert_eq!(folder.permissions().mode() & 0o777, 0o711, "QEMU's user can enter it");
 
     owner.done("1 7 resume S2");
     let note = owner.done(&format!("1 7 install S2 {digest}"));

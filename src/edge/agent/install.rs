@@ -14,7 +14,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::fs::Mode;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, umask};
 
 use crate::core::id::ServerName;
 use crate::edge::procedure::{Procedure, SCRIPT};
@@ -41,6 +42,8 @@ impl Installation<'_> {
     /// What failed, with what was printed until then.
     pub fn run(&self, bundle: &[u8]) -> Result<String, String> {
         let procedure = Procedure::of_bundle(bundle).map_err(|error| error.to_string())?;
+        // The daemon's is for its own files; services run as users of their own.
+        umask(Mode::WGRP | Mode::WOTH);
         let deadline = Instant::now() + procedure.manifest.deadline();
         let folder = self.unpack(&procedure).map_err(|error| error.to_string())?;
         let mut output = Output::default();

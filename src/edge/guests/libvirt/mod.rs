@@ -17,9 +17,10 @@ mod pristine;
 mod script;
 mod template;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -194,7 +195,7 @@ impl Machine for LibvirtMachine {
     }
 
     fn prepare(&mut self, register: &mut dyn FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed> {
-        fs::create_dir_all(&self.store.folder).map_err(|error| self.at_folder(error))?;
+        self.make_folder().map_err(|error| self.at_folder(error))?;
         let source = self.source()?;
         self.memory_mib = source.memory_mib();
         let made_from = pristine::made_from(&source, &self.shape(&source))?;
@@ -304,6 +305,16 @@ impl Machine for LibvirtMachine {
 impl LibvirtMachine {
     fn at_folder(&self, error: io::Error) -> Failed {
         format!("{}: {error}", self.store.folder.display())
+    }
+
+    /// QEMU's user must be able to enter it, whatever the daemon's own files are like.
+    fn make_folder(&self) -> io::Result<()> {
+        let folder = &self.store.folder;
+        fs::create_dir_all(folder)?;
+        let own = folder.parent().filter(|_| self.driver.folder.is_none());
+        own.into_iter()
+            .chain([folder.as_path()])
+            .try_for_each(|it| fs::set_permissions(it, Permissions::from_mode(0o711)))
     }
 
     /// Says what to do where a failure may come from a lack of room.
