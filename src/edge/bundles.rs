@@ -18,6 +18,8 @@ use crate::core::io::Message;
 pub const PART_BYTES: usize = 256 * 1024;
 /// How long a part may take before another peer is asked.
 const PART_PATIENCE_US: u64 = 2_000_000;
+/// How long what could not be stored is let alone: a full disk does not empty by fetching.
+const STORE_PATIENCE_US: u64 = 60_000_000;
 
 #[derive(Debug, Error)]
 pub enum BundleError {
@@ -72,9 +74,15 @@ impl BundleStore {
             file.write_all(content)?;
             file.sync_all()
         });
-        written.map_err(|source| BundleError::Io { path: part.clone(), source })?;
-        self.keep(&part, &digest)?;
-        Ok(digest)
+        let written = written.map_err(|source| BundleError::Io { path: part.clone(), source });
+        match written.and_then(|()| self.keep(&part, &digest)) {
+            Ok(()) => Ok(digest),
+            Err(error) => {
+                // It may hold the last room there is.
+                let _ = fs::remove_file(&part);
+                Err(error)
+            }
+        }
     }
 
     /// Up to `bytes` of the content from `offset` on, with the whole size.
@@ -143,7 +151,8 @@ impl BundleStore {
 struct Fetch {
     from: ServerName,
     content: Vec<u8>,
-    asked_us: u64,
+    /// Until then nobody else is asked.
+    patience_us: u64,
     refused: BTreeSet<ServerName>,
 }
 
@@ -168,9 +177,8 @@ impl BundleFetcher {
             if *size > store.bytes_max() || store.holds(digest) {
                 continue;
             }
-            let stale = self.fetches.get(digest).is_none_or(|fetch| {
-                !peers.contains(&fetch.from) || now_us.saturating_sub(fetch.asked_us) > PART_PATIENCE_US
-            });
+            let stale =
+                self.fetches.get(digest).is_none_or(|fetch| !peers.contains(&fetch.from) || now_us > fetch.patience_us);
             if stale {
                 asks.extend(self.ask_next(*digest, peers, now_us));
             }
@@ -180,7 +188,7 @@ impl BundleFetcher {
 
     fn ask_next(&mut self, digest: Digest, peers: &BTreeSet<ServerName>, now_us: u64) -> Option<(ServerName, Message)> {
         let mut fetch = self.fetches.remove(&digest).map_or(
-            Fetch { from: peers.first()?.clone(), content: Vec::new(), asked_us: now_us, refused: BTreeSet::new() },
+            Fetch { from: peers.first()?.clone(), content: Vec::new(), patience_us: 0, refused: BTreeSet::new() },
             |mut fetch| {
                 fetch.refused.insert(fetch.from.clone());
                 fetch
@@ -191,7 +199,7 @@ impl BundleFetcher {
         }
         fetch.from = peers.iter().find(|peer| !fetch.refused.contains(*peer))?.clone();
         fetch.content.clear();
-        fetch.asked_us = now_us;
+        fetch.patience_us = now_us + PART_PATIENCE_US;
         let ask = (fetch.from.clone(), Message::WantBundle { digest, offset: 0 });
         self.fetches.insert(digest, fetch);
         Some(ask)
@@ -215,7 +223,7 @@ impl BundleFetcher {
             return Ok((None, None));
         }
         fetch.content.extend_from_slice(bytes);
-        fetch.asked_us = now_us;
+        fetch.patience_us = now_us + PART_PATIENCE_US;
         let have = fetch.content.len() as u64;
         if have < total {
             return Ok((Some(Message::WantBundle { digest, offset: have }), None));
@@ -223,12 +231,12 @@ impl BundleFetcher {
         if Digest(*blake3::hash(&fetch.content).as_bytes()) != digest {
             // Not what was asked for: forget it, and let the next update ask somebody else.
             fetch.content.clear();
-            fetch.asked_us = 0;
+            fetch.patience_us = 0;
             return Ok((None, None));
         }
-        let content = std::mem::take(&mut fetch.content);
+        fetch.patience_us = now_us + STORE_PATIENCE_US;
+        store.put(&std::mem::take(&mut fetch.content))?;
         self.fetches.remove(&digest);
-        store.put(&content)?;
         Ok((None, Some(digest)))
     }
 
@@ -237,7 +245,7 @@ impl BundleFetcher {
         if let Some(fetch) = self.fetches.get_mut(&digest)
             && fetch.from == *from
         {
-            fetch.asked_us = 0;
+            fetch.patience_us = 0;
         }
     }
 }
@@ -294,5 +302,24 @@ mod tests {
         }
         assert!(here.holds(&digest));
         assert_eq!(here.keep_only(&BTreeSet::new()).unwrap(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_stored_takes_no_room_and_is_not_fetched_again_at_once() {
+        let (_folder, here) = store(1000);
+        let content = b"install.sh";
+        let digest = Digest(*blake3::hash(content).as_bytes());
+        let named = BTreeMap::from([(digest, content.len() as u64)]);
+        // All is written, and cannot be given its name.
+        fs::create_dir(here.path(&digest)).unwrap();
+        let mut fetcher = BundleFetcher::default();
+        let (first, _) = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 1).remove(0);
+        let part = (content.len() as u64, 0, &content[..]);
+        assert!(matches!(fetcher.part(&here, &first, digest, part, 2), Err(BundleError::Io { .. })));
+        assert!(!here.part_path(&digest).exists());
+        assert_eq!(fetcher.update(&here, &named, &peers(&["S1", "S2"]), 10_000_000), []);
+        fs::remove_dir(here.path(&digest)).unwrap();
+        let (next, _) = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 100_000_000).remove(0);
+        assert_eq!(fetcher.part(&here, &next, digest, part, 100_000_001).unwrap(), (None, Some(digest)));
     }
 }

@@ -1,17 +1,23 @@
 //! A program of the administrator, run to its end: in a process group of its own, all of which is killed when nobody waits for it
-//! any more; its output read to the end, and the beginning and the end of it kept.
+//! any more; the beginning and the end of its output kept. What goes on when it has ended was left there on purpose, a service as a rule:
+//! it is neither waited for nor killed.
 
 use std::io;
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
+use tokio::time::timeout;
 
 /// How much of the beginning and of the end of each output is kept, in bytes; the rest is read and dropped.
 const OUTPUT_BYTES_MAX: usize = 1024;
 /// Longest line that is told, in characters.
 const LINE_CHARS_MAX: usize = 120;
+/// How long the output is read on after the end of the program, while what it has left behind keeps it open.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(100);
 
 /// How a program ended.
 #[derive(Debug)]
@@ -59,13 +65,13 @@ struct Group(Option<Pid>);
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // It may have ended by itself.
+            // It may just have ended.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
 
-/// Runs a program. Dropping the future ends it and its process group: not what it put into a session of its own, such as a service.
+/// Runs a program. Dropping the future before it has ended kills it and its process group: not what it put into a session of its own.
 ///
 /// # Errors
 /// It does not start, or cannot be waited for.
@@ -79,24 +85,37 @@ pub async fn run(program: &str, arguments: &[String], environment: &[(&str, Stri
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
-    let _group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let (out, err, status) = tokio::join!(read(out), read(err), child.wait());
-    Ok(Ended { status: status?, out, err })
-}
-
-/// Reads to the end.
-async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Output {
-    let mut output = Output::default();
-    let Some(mut pipe) = pipe else { return output };
-    let mut bytes = [0; 4096];
-    while let Ok(length @ 1..) = pipe.read(&mut bytes).await {
-        output.keep(&bytes[..length]);
-    }
-    output
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
+    let (mut out, mut err) = (Output::default(), Output::default());
+    let (out_pipe, err_pipe) = (child.stdout.take(), child.stderr.take());
+    let status = {
+        let mut reading = pin!(async { tokio::join!(out.read(out_pipe), err.read(err_pipe)) });
+        let mut read = false;
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status?,
+                _ = &mut reading, if !read => read = true,
+            }
+        };
+        group.0 = None;
+        if !read {
+            let _ = timeout(LAST_WORDS_MAX, reading).await;
+        }
+        status
+    };
+    Ok(Ended { status, out, err })
 }
 
 impl Output {
+    /// Reads to the end.
+    async fn read(&mut self, pipe: Option<impl AsyncRead + Unpin>) {
+        let Some(mut pipe) = pipe else { return };
+        let mut bytes = [0; 4096];
+        while let Ok(length @ 1..) = pipe.read(&mut bytes).await {
+            self.keep(&bytes[..length]);
+        }
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         let room = OUTPUT_BYTES_MAX - self.beginning.len();
         self.beginning.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -118,6 +137,15 @@ mod tests {
 
     async fn ended(script: &str) -> Ended {
         run("/bin/sh", &["-c".to_owned(), script.to_owned()], &[]).await.unwrap()
+    }
+
+    async fn wait_until(what: &str, held: impl Fn() -> bool) {
+        let waiting = async {
+            while !held() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(5), waiting).await.expect(what);
     }
 
     #[tokio::test]
@@ -144,5 +172,35 @@ mod tests {
         assert!(much.out.beginning.len() <= OUTPUT_BYTES_MAX && much.out.end.len() <= OUTPUT_BYTES_MAX);
         let colours = ended("printf '\\033[31m\\a\\n'; printf '\\a\\n'").await;
         assert_eq!(colours.last_line(), "[31m");
+    }
+
+    #[tokio::test]
+    async fn what_a_program_leaves_behind_is_neither_waited_for_nor_killed() {
+        for leave in ["setsid /bin/sh service &", "/bin/sh service &", "/bin/sh service >/dev/null 2>&1 &"] {
+            let folder = tempfile::tempdir().unwrap();
+            let service = "for _ in $(seq 500); do [ -e asked ] && exec touch answered; sleep 0.02; done";
+            std::fs::write(folder.path().join("service"), service).unwrap();
+            let script = format!("cd {}; {leave} echo started", folder.path().display());
+            let ended = timeout(Duration::from_secs(2), ended(&script)).await.expect(leave);
+            assert!(ended.status.success(), "{leave}");
+            assert_eq!(ended.last_line(), "started", "{leave}");
+            std::fs::write(folder.path().join("asked"), "").unwrap();
+            wait_until(leave, || folder.path().join("answered").exists()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_ends_with_all_its_processes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let script = format!("sleep 60 & echo $! >{0}.new; mv {0}.new {0}; wait", file.display());
+        tokio::select! {
+            () = wait_until("it starts", || file.exists()) => {}
+            ended = ended(&script) => panic!("{ended:?}"),
+        }
+        let pid = std::fs::read_to_string(&file).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        // Whoever inherits it may take a while to bury it.
+        wait_until("it ends", || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))).await;
     }
 }

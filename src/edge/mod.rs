@@ -31,3 +31,13 @@ pub mod service_address;
 pub mod tls;
 pub mod token;
 pub mod view;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Runs what may panic where it should return an error.
+fn caught<T>(whose: &str, work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        format!("{whose} panicked: {}", text.unwrap_or("without a message"))
+    })
+}

@@ -39,7 +39,10 @@ pub enum ProcedureError {
     TooMany,
     #[error("the files have more than {BYTES_MAX} bytes together; let {SCRIPT} fetch what is large")]
     TooLarge,
-    #[error("the name '{0}' is not allowed: at most {PATH_BYTES_MAX} bytes of UTF-8, relative, without '..'")]
+    #[error(
+        "the name '{}' is not allowed: at most {PATH_BYTES_MAX} bytes of UTF-8, no control characters, relative, without '..'",
+        .0.escape_debug()
+    )]
     Name(String),
     #[error("{MANIFEST}, line {line}: {problem}")]
     Manifest { line: usize, problem: String },
@@ -174,7 +177,9 @@ impl Procedure {
             header.set_uid(0);
             header.set_gid(0);
             header.set_entry_type(tar::EntryType::Regular);
-            archive.append_data(&mut header, name, content.as_slice()).expect("names are short, memory takes it");
+            archive
+                .append_data(&mut header, name, content.as_slice())
+                .expect("names are short and without NUL, memory takes it");
         }
         archive.into_inner().expect("memory takes it")
     }
@@ -188,7 +193,8 @@ fn insert(
 ) -> Result<(), ProcedureError> {
     let path = Path::new(&name);
     let plain = !name.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)));
-    if !plain || name.len() > PATH_BYTES_MAX || name.contains('\u{fffd}') {
+    let unfit = |character: char| character.is_control() || character == '\u{fffd}';
+    if !plain || name.len() > PATH_BYTES_MAX || name.contains(unfit) {
         return Err(ProcedureError::Name(name));
     }
     *bytes += content.len() as u64;
@@ -297,6 +303,25 @@ mod tests {
             archive.append(&header, io::empty()).unwrap();
             let refused = Procedure::of_bundle(&archive.into_inner().unwrap()).unwrap_err();
             assert!(matches!(refused, ProcedureError::Name(_)), "{refused}");
+        }
+    }
+
+    #[test]
+    fn control_characters_in_names_are_refused() {
+        for name in ["a\0b", "a\nb", "a\u{1b}[2Jb"] {
+            let mut archive = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(name.len() as u64);
+            header.set_entry_type(tar::EntryType::GNULongName);
+            header.set_cksum();
+            archive.append(&header, name.as_bytes()).unwrap();
+            header.set_size(0);
+            header.set_entry_type(tar::EntryType::Regular);
+            header.set_cksum();
+            archive.append(&header, io::empty()).unwrap();
+            let refused = Procedure::of_bundle(&archive.into_inner().unwrap()).unwrap_err();
+            assert!(matches!(&refused, ProcedureError::Name(refused) if refused == name), "{refused}");
+            assert!(!refused.to_string().contains(char::is_control), "{refused:?}");
         }
     }
 

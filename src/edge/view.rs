@@ -12,7 +12,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -250,10 +249,7 @@ fn write_all(shared: &Shared, mut trees: Trees) {
 
 /// Runs something that uses sled, which may panic where it should return an error.
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        Err(format!("sled panicked: {}", text.unwrap_or("without a message")))
-    })
+    super::caught("sled", work).flatten()
 }
 
 struct Trees {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
@@ -155,7 +155,9 @@ struct Connection<H> {
     streamed: mpsc::Receiver<Reply>,
     stream_sender: mpsc::Sender<Reply>,
     inbound: Vec<u8>,
-    /// No newline before this position of `inbound`.
+    /// Where the next line of `inbound` begins.
+    begun: usize,
+    /// No newline from there up to here.
     searched: usize,
     outbound: Vec<u8>,
 }
@@ -171,6 +173,7 @@ impl<H: Handler> Connection<H> {
             streamed,
             stream_sender,
             inbound: Vec::new(),
+            begun: 0,
             searched: 0,
             outbound: Vec::new(),
         }
@@ -178,14 +181,20 @@ impl<H: Handler> Connection<H> {
 
     async fn run(&mut self) -> io::Result<()> {
         let mut line_deadline = None;
+        let mut lines = 0;
         loop {
             while self.running.len() < IN_FLIGHT_MAX
                 && let Some(line) = self.next_line()?
             {
                 line_deadline = None;
                 self.accept(&line);
+                lines += 1;
+                if lines % LINES_AT_ONCE == 0 {
+                    self.flush().await?;
+                    yield_now().await;
+                }
             }
-            if !self.inbound.is_empty() && line_deadline.is_none() {
+            if self.begun < self.inbound.len() && line_deadline.is_none() {
                 line_deadline = Some(Instant::now() + STALL_MAX);
             }
             self.flush().await?;
@@ -218,10 +227,13 @@ impl<H: Handler> Connection<H> {
     fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
         let found = self.inbound[self.searched..].iter().position(|byte| *byte == b'\n');
         if let Some(at) = found {
-            let line = self.inbound.drain(..=self.searched + at).collect();
-            self.searched = 0;
+            let end = self.searched + at + 1;
+            let line = self.inbound[self.begun..end].to_vec();
+            (self.begun, self.searched) = (end, end);
             return Ok(Some(line));
         }
+        // Not after each line: all that follows is moved.
+        self.inbound.drain(..std::mem::take(&mut self.begun));
         self.searched = self.inbound.len();
         if self.inbound.len() > LINE_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a line longer than any request"));
@@ -305,6 +317,8 @@ impl<H: Handler> Connection<H> {
     }
 }
 
+/// After so many lines of one client all that the daemon does besides has its turn.
+const LINES_AT_ONCE: usize = 256;
 /// No client's request has this id.
 const NO_REPLY: u64 = u64::MAX;
 
@@ -415,6 +429,27 @@ mod tests {
         let block = vec![b'x'; 1 << 20];
         while stream.write_all(&block).await.is_ok() {}
         assert_eq!(server.await.unwrap().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn whoever_sends_many_lines_holds_up_nobody_else() {
+        use std::io::Write;
+        let (mut sender, theirs) = StdUnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let peer = Peer { uid: 1000, gid: 1000, pid: 7, user: "alice".into(), role: Role::ReadOnly };
+        let theirs = UnixStream::from_std(theirs).unwrap();
+        tokio::spawn(async move { Connection::new(theirs, peer, Echo).run().await });
+        // The long line makes room for many short ones.
+        let sending = std::thread::spawn(move || {
+            sender.write_all(&vec![b'x'; 3 << 20]).and_then(|()| sender.write_all(&vec![b'\n'; 2 << 20]))
+        });
+        let list = "{\"version\":1,\"id\":6,\"request\":\"files_list\"}\n";
+        while !sending.is_finished() {
+            let begun = Instant::now();
+            exchange(Role::ReadOnly, list, 1).await;
+            assert!(begun.elapsed() < std::time::Duration::from_secs(1), "answered after {:?}", begun.elapsed());
+        }
+        sending.join().unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use crate::core::guest::{
 };
 use crate::core::id::{Digest, ServerName};
 use crate::edge::bundles::BundleStore;
+use crate::edge::caught;
 use crate::edge::certificate::write_atomically;
 use crate::edge::procedure::Procedure;
 use crate::format::guest::{decode_guest, encode_guest};
@@ -58,7 +59,7 @@ impl<M: Machine> Worker<M> {
     /// Works until nobody sends jobs any more.
     pub fn run(mut self, jobs: &Receiver<Job>) {
         self.load();
-        self.recover();
+        let _ = self.attempt(Self::recover);
         loop {
             if !self.wanted && self.record.token == 0 && self.retire() {
                 return;
@@ -67,19 +68,30 @@ impl<M: Machine> Worker<M> {
             match jobs.recv_timeout(LOOK_EVERY) {
                 Ok(Job::Order { order, given_ns }) => {
                     let id = order.id;
-                    let outcome = self.carry_out(order, given_ns);
+                    let done = self.attempt(|worker| worker.carry_out(order, given_ns));
+                    let outcome = done.unwrap_or_else(GuestOutcome::Failed);
                     self.tell();
                     (self.report)(GuestReport::Outcome { id, outcome });
                 }
                 Ok(Job::Prepare) => {
                     self.told = None;
-                    self.look_after();
-                    self.remake_if_free();
+                    let _ = self.attempt(|worker| {
+                        worker.look_after();
+                        worker.remake_if_free();
+                    });
                 }
-                Err(RecvTimeoutError::Timeout) => self.look_after(),
+                Err(RecvTimeoutError::Timeout) => drop(self.attempt(Self::look_after)),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+    }
+
+    /// Whoever waits for the outcome must get one, and those after it theirs, also where the driver has a bug.
+    fn attempt<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Result<T, Failed> {
+        caught("the driver", || work(self)).inspect_err(|why| {
+            // If this fails as well, the goal stays unfinished on disk, which a restart sorts out.
+            let _ = caught("the driver", || self.break_down(why));
+        })
     }
 
     // ---- what is remembered ----
@@ -401,9 +413,10 @@ mod tests {
     const ADDRESS: ServiceAddress =
         ServiceAddress { ip: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)), prefix: 24 };
 
-    /// A machine that runs and holds an address, neither lets go nor ends, if it is `stuck`.
+    /// A machine that runs and holds an address, neither lets go nor ends, if it is `stuck`; whose driver has a bug, if it `panics`.
     struct Stubborn {
         stuck: bool,
+        panics: bool,
         seen: Seen,
     }
 
@@ -419,6 +432,7 @@ mod tests {
             self.seen.clone()
         }
         fn resume(&mut self, _: &str) -> Result<(), Failed> {
+            assert!(!self.panics, "what never happens");
             Ok(())
         }
         fn install(
@@ -455,15 +469,14 @@ mod tests {
         }
     }
 
-    /// Lets a worker begin with what is on disk and carry out orders; the last that it told.
-    fn told(folder: &Path, machine: Stubborn, orders: Vec<GuestOrder>) -> Guest {
+    /// Lets a worker begin with what is on disk and carry out orders; the last that it told, and the outcomes.
+    fn told(folder: &Path, machine: Stubborn, orders: Vec<GuestOrder>) -> (Guest, Vec<GuestOutcome>) {
         let bundles = BundleStore::open(folder.join("bundles"), 1 << 20).unwrap();
-        let last = Arc::new(Mutex::new(None));
-        let kept = last.clone();
-        let report: Report = Arc::new(move |report| {
-            if let GuestReport::Changed(guest) = report {
-                *kept.lock().unwrap() = Some(guest);
-            }
+        let all = Arc::new(Mutex::new((None, Vec::new())));
+        let kept = all.clone();
+        let report: Report = Arc::new(move |report| match report {
+            GuestReport::Changed(guest) => kept.lock().unwrap().0 = Some(guest),
+            GuestReport::Outcome { outcome, .. } => kept.lock().unwrap().1.push(outcome),
         });
         let (jobs, inbox) = sync_channel(8);
         for order in orders {
@@ -472,7 +485,8 @@ mod tests {
         drop(jobs);
         let original = folder.join(crate::edge::guests::FOLDER).join("original-1");
         Worker::new("original-1".into(), original, true, machine, bundles, report).run(&inbox);
-        last.lock().unwrap().take().unwrap()
+        let (last, outcomes) = std::mem::take(&mut *all.lock().unwrap());
+        (last.unwrap(), outcomes)
     }
 
     fn kept(folder: &Path, record: &GuestRecord) {
@@ -494,9 +508,9 @@ mod tests {
         for (action, stuck, state) in outcomes {
             let folder = tempfile::tempdir().unwrap();
             kept(folder.path(), &serving());
-            let machine = Stubborn { stuck, seen: Seen::Running(Some(ADDRESS)) };
+            let machine = Stubborn { stuck, panics: false, seen: Seen::Running(Some(ADDRESS)) };
             let order = GuestOrder { id: 1, original: "original-1".into(), token: 8, action };
-            let guest = told(folder.path(), machine, vec![order]);
+            let (guest, _) = told(folder.path(), machine, vec![order]);
             assert_eq!(guest.state, state, "{}", guest.note);
         }
     }
@@ -512,8 +526,25 @@ mod tests {
             action: GuestAction::Resume { target: ServerName::new("S3").unwrap() },
         };
         crate::edge::guests::forget_decisions(folder.path()).unwrap();
-        let machine = Stubborn { stuck: false, seen: Seen::Running(Some(ADDRESS)) };
-        let guest = told(folder.path(), machine, vec![resume]);
+        let machine = Stubborn { stuck: false, panics: false, seen: Seen::Running(Some(ADDRESS)) };
+        let (guest, _) = told(folder.path(), machine, vec![resume]);
         assert_eq!((guest.state, guest.token), (GuestState::Running, 5), "{}", guest.note);
+    }
+
+    #[test]
+    fn an_order_at_which_the_driver_panics_fails_and_those_after_it_are_carried_out() {
+        let folder = tempfile::tempdir().unwrap();
+        kept(folder.path(), &GuestRecord { state: GuestState::Suspended, token: 0, target: None, ..serving() });
+        let actions = [GuestAction::Resume { target: ServerName::new("S3").unwrap() }, GuestAction::Reset];
+        let orders = (8..).zip(actions);
+        let orders =
+            orders.map(|(token, action)| GuestOrder { id: token, original: "original-1".into(), token, action });
+        let machine = Stubborn { stuck: false, panics: true, seen: Seen::Suspended };
+        let (guest, outcomes) = told(folder.path(), machine, orders.collect());
+        assert_eq!(guest.state, GuestState::Suspended, "{}", guest.note);
+        assert!(
+            matches!(&outcomes[..], [GuestOutcome::Failed(why), GuestOutcome::Done(_)] if why.contains("what never happens")),
+            "{outcomes:?}"
+        );
     }
 }
