@@ -96,6 +96,12 @@ impl Management {
             for name in [file::PROBLEM, file::RECOVERY, file::FENCE] {
                 self.want_record(turn, name, server.as_str(), None, &reason);
             }
+            let is_its = |row: &&Record| row.field(0) == server.as_str();
+            let hooks: Vec<Record> = turn.scene.files.records_of(file::HOOK).filter(is_its).cloned().collect();
+            for row in hooks {
+                let key = Record::of([row.field(0), row.field(1)]).to_string();
+                self.want_record(turn, file::HOOK, &key, None, &reason);
+            }
         }
     }
 

@@ -1028,6 +1028,7 @@ fn nothing_is_left_of_the_story_of_a_server_that_is_removed_for_good() {
     let mut group = Group::new(4);
     group.power_off("S2");
     group.wait("S2 is played", 6_000, |group| group.host_of(2).is_some());
+    group.set("Hook: S2, notify, done, x");
     group.run(1_000);
     for name in ["Server", "Group", "Flag"] {
         group.delete(name, "S2");
@@ -1035,6 +1036,7 @@ fn nothing_is_left_of_the_story_of_a_server_that_is_removed_for_good() {
     group.wait("S2 is not played", 10_000, |group| group.host_of(2).is_none());
     group.run(3_000);
     assert_eq!((group.lines("Problem"), group.lines("Recovery")), (vec![], vec![]), "{}", group.story());
+    assert!(group.lines("Hook").is_empty());
     assert_eq!(group.servers[0].guests["original-1"].0.state, GuestState::Suspended);
 }
 
