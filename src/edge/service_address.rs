@@ -5,26 +5,22 @@
 //! the daemon is frozen or killed, and stays when a new daemon renews it in time. Orders are carried out one after the other by a
 //! worker; probes have threads of their own and hold nobody up. Everything is answered by an [`AddressReport`].
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use super::agent::{AgentArgs, Reply, Request, StartingAgent, call};
+use super::agent::{self, AgentArgs, Reply, Request, call};
 use super::clock::{SystemClock, monotonic_ns};
 use super::iproute;
 use super::link_layer::{self, Mac};
-use super::process_identity::ProcessIdentity;
 use crate::core::clock::Now;
 use crate::core::decision::ServiceAddress;
 use crate::core::guest::OrderId;
 
-const START: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(1);
-const END: Duration = Duration::from_secs(2);
 /// Orders that may wait.
 const WAITING_MAX: usize = 64;
 /// Probes at a time.
@@ -162,20 +158,24 @@ impl Worker {
             }
             Order::Hold(address, until_ns) => self.ask(Request::Hold { address, until_ns }),
             Order::Release(address) => {
+                // Whoever has put it there: it is not to be there now.
+                let remove = || iproute::remove_address(interface, address);
                 match self.ask(Request::Release) {
                     Ok(_) => {}
                     Err(error) if is_absent(&error) => {}
-                    Err(_) => self.end_silent_agent()?,
+                    Err(_) => {
+                        // An agent that cannot remove it goes on trying: it is not ended before somebody could.
+                        remove()?;
+                        self.end_silent_agent()?;
+                    }
                 }
-                // Whoever has put it there: it is not to be there now.
-                iproute::remove_address(interface, address)?;
-                Ok(None)
+                remove().map(|()| None)
             }
         }
     }
 
     fn ask(&self, request: Request) -> io::Result<Option<ServiceAddress>> {
-        match call(&self.path("sock"), request, &[], ANSWER)? {
+        match call(&self.socket(), request, &[], ANSWER)? {
             Reply::Held(held) => Ok(held.map(|(address, _)| address)),
             other => Err(io::Error::other(format!("the agent gave an answer to another question: {other:?}"))),
         }
@@ -183,19 +183,16 @@ impl Worker {
 
     fn start_agent(&self, interface: &str) -> io::Result<()> {
         let arguments = AgentArgs::host(Some(interface.to_owned()));
-        let agent = StartingAgent::start(&self.settings.program, &self.path("sock"), &arguments, START)?;
-        fs::write(self.path("pid"), agent.identity.to_string())?;
-        agent.release().map(drop)
+        agent::start_known(&self.settings.program, &self.socket(), &arguments)
     }
 
     /// An agent that does not answer holds up whoever waits for it; what it held goes within a second or two, by the kernel.
     fn end_silent_agent(&self) -> io::Result<()> {
-        let known = fs::read_to_string(self.path("pid")).ok().and_then(|text| text.parse::<ProcessIdentity>().ok());
-        known.map_or(Ok(()), |identity| identity.kill(END))
+        agent::end_known(&self.socket())
     }
 
-    fn path(&self, extension: &str) -> PathBuf {
-        Path::new(&self.settings.directory).join("address").with_extension(extension)
+    fn socket(&self) -> PathBuf {
+        self.settings.directory.join("address.sock")
     }
 }
 

@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::core::decision::ServiceAddress;
-use crate::edge::agent::{AgentArgs, Reply, Request, StartingAgent, call};
+use crate::edge::agent::{self, AgentArgs, Reply, Request, call};
 use crate::edge::iproute;
 
-const START: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
@@ -56,11 +55,12 @@ impl Gate {
         iproute::remove_interface(&self.tap)
     }
 
-    /// Starts the agent if there is none.
+    /// Starts the agent if there is none that answers.
     pub fn attend(&self) -> io::Result<()> {
         if self.call(Request::Report).is_ok() {
             return Ok(());
         }
+        agent::end_known(&self.socket)?;
         iproute::set_down(&self.tap)?;
         let arguments = AgentArgs {
             gate: Some(self.tap.clone()),
@@ -68,7 +68,7 @@ impl Gate {
             name: self.tap.clone(),
             ..AgentArgs::host(Some(self.bridge.clone()))
         };
-        StartingAgent::start(&self.program, &self.socket, &arguments, START)?.release().map(drop)
+        agent::start_known(&self.program, &self.socket, &arguments)
     }
 
     /// Opens it until `until_ns` (`CLOCK_MONOTONIC`) and announces the address.
