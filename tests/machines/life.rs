@@ -129,7 +129,7 @@ fn a_machine_has_its_address_before_anybody_reaches_it_there() {
 
 /// The gates of a host.
 fn taps(host: &Host) -> Vec<String> {
-    let listed = std::process::Command::new("ip").args(["-n", &host.namespace(), "-o", "link"]).output().unwrap();
+    let listed = std::process::Command::new("ip").args(["-n", host.namespace(), "-o", "link"]).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     let names = listed.lines().filter_map(|line| line.split(": ").nth(1));
     names.filter(|name| name.starts_with("p2pdb")).map(str::to_owned).collect()
@@ -146,7 +146,7 @@ fn an_agent_that_was_replaced_while_it_was_frozen_does_not_shut_the_gate() {
     let owner = host.start();
     owner.done("1 7 resume S2");
     owner.done(&format!("1 7 install S2 {digest}"));
-    owner.done("1 7 take 10.91.0.50/24 60000");
+    owner.done("1 7 take 10.91.0.50/24 2000");
     let agent = agent_of(&taps(&host)[0]);
     agent.signal_group(Signal::STOP).unwrap();
     owner.wait_for("changed original-1 installed S2 7 its address has lapsed");

@@ -241,8 +241,7 @@ pub fn start_known(program: &Path, socket: &Path, arguments: &AgentArgs) -> io::
     agent.release().map(drop)
 }
 
-/// Kills the agent that `start_known` has started at this socket, if it is still there: one that thaws later would act on what is
-/// not its own any more.
+/// Kills the agent that `start_known` has started at this socket, if it is still there.
 pub fn end_known(socket: &Path) -> io::Result<()> {
     let known = std::fs::read_to_string(socket.with_extension("pid"));
     let known = known.ok().and_then(|text| text.parse::<ProcessIdentity>().ok());
