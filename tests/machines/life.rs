@@ -151,7 +151,7 @@ fn an_agent_that_was_replaced_while_it_was_frozen_does_not_shut_the_gate() {
     agent.signal_group(Signal::STOP).unwrap();
     owner.wait_for("changed original-1 installed S2 7 its address has lapsed");
     assert!(!network.answers("10.91.0.50"), "nobody would shut it on time");
-    owner.done("1 7 take 10.91.0.50/24 600000");
+    owner.done("1 7 take 10.91.0.50/24 60000");
     assert!(network.answers("10.91.0.50"));
     // It may have ended, or it finds that its lease is over; it has no other purpose then.
     let _ = agent.signal_group(Signal::CONT);
