@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -15,19 +15,16 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::agent::{AgentArgs, Reply, Request, StartingAgent, call};
+use super::agent::{self, AgentArgs, Reply, Request, call};
 use super::clock::{SystemClock, monotonic_ns};
 use super::iproute;
 use super::link_layer::{self, Mac};
-use super::process_identity::ProcessIdentity;
 use crate::core::clock::Now;
 use crate::core::decision::ServiceAddress;
 use crate::core::guest::OrderId;
 use crate::core::service::parse_address;
 
-const START: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(1);
-const END: Duration = Duration::from_secs(2);
 /// Orders that may wait.
 const WAITING_MAX: usize = 64;
 /// Probes at a time.
@@ -169,13 +166,17 @@ impl Worker {
             }
             Order::Hold(address, until_ns) => self.ask(Request::Hold { address, until_ns }),
             Order::Release(address) => {
+                // Whoever has put it there: it is not to be there now.
+                self.last = Some(address);
                 match self.ask(Request::Release) {
                     Ok(_) => {}
                     Err(error) if is_absent(&error) => {}
-                    Err(_) => self.end_silent_agent()?,
+                    Err(_) => {
+                        // An agent that cannot remove it goes on trying: it is not ended before somebody could.
+                        iproute::remove_address(&interface, address)?;
+                        self.end_silent_agent()?;
+                    }
                 }
-                // Whoever has put it there: it is not to be there now.
-                self.last = Some(address);
                 self.clean_up(&interface).map(|()| None)
             }
         }
@@ -184,7 +185,7 @@ impl Worker {
     /// Survives this daemon, unless the disk is full.
     fn remember(&mut self, address: ServiceAddress) {
         self.last = Some(address);
-        let path = self.path("held");
+        let path = self.held();
         if let Err(error) = fs::write(&path, address.to_string()) {
             warn!("{}: {error}", path.display());
         }
@@ -192,17 +193,17 @@ impl Worker {
 
     /// Takes away what an agent has left that is dead.
     fn clean_up(&mut self, interface: &str) -> io::Result<()> {
-        let kept = || parse_address(fs::read_to_string(self.path("held")).ok()?.trim());
+        let kept = || parse_address(fs::read_to_string(self.held()).ok()?.trim());
         if let Some(address) = self.last.or_else(kept) {
             iproute::remove_address(interface, address)?;
         }
         self.last = None;
-        let _ = fs::remove_file(self.path("held"));
+        let _ = fs::remove_file(self.held());
         Ok(())
     }
 
     fn ask(&self, request: Request) -> io::Result<Option<ServiceAddress>> {
-        match call(&self.path("sock"), request, &[], ANSWER)? {
+        match call(&self.socket(), request, &[], ANSWER)? {
             Reply::Held(held) => Ok(held.map(|(address, _)| address)),
             other => Err(io::Error::other(format!("the agent gave an answer to another question: {other:?}"))),
         }
@@ -210,19 +211,20 @@ impl Worker {
 
     fn start_agent(&self, interface: &str) -> io::Result<()> {
         let arguments = AgentArgs::host(Some(interface.to_owned()));
-        let agent = StartingAgent::start(&self.settings.program, &self.path("sock"), &arguments, START)?;
-        fs::write(self.path("pid"), agent.identity.to_string())?;
-        agent.release().map(drop)
+        agent::start_known(&self.settings.program, &self.socket(), &arguments)
     }
 
     /// An agent that does not answer holds up whoever waits for it; what it held goes within a second or two, by the kernel.
     fn end_silent_agent(&self) -> io::Result<()> {
-        let known = fs::read_to_string(self.path("pid")).ok().and_then(|text| text.parse::<ProcessIdentity>().ok());
-        known.map_or(Ok(()), |identity| identity.kill(END))
+        agent::end_known(&self.socket())
     }
 
-    fn path(&self, extension: &str) -> PathBuf {
-        Path::new(&self.settings.directory).join("address").with_extension(extension)
+    fn socket(&self) -> PathBuf {
+        self.settings.directory.join("address.sock")
+    }
+
+    fn held(&self) -> PathBuf {
+        self.settings.directory.join("address.held")
     }
 }
 

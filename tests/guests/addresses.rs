@@ -1,5 +1,8 @@
 //! Service addresses on the network: announced, seen to answer, and held by a server for itself.
 
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -173,11 +176,7 @@ fn a_frozen_agent_neither_keeps_an_address_nor_stops_the_next_one() {
     let host = Host::new(&network, 0, 0);
     let owner = host.start();
     owner.done("take 10.91.0.60/24 500");
-    let freeze = || {
-        let text = std::fs::read_to_string(host.directory().join("address.pid")).unwrap();
-        let identity: p2pdb::edge::process_identity::ProcessIdentity = text.parse().unwrap();
-        identity.signal_group(Signal::STOP).unwrap();
-    };
+    let freeze = || host.agent().signal_group(Signal::STOP).unwrap();
     freeze();
     wait_until("the kernel takes the address away", || !network.answers("10.91.0.60"));
     assert_eq!(owner.done("take 10.91.0.60/24 60000"), "10.91.0.60/24");
@@ -199,4 +198,74 @@ fn an_address_can_be_taken_while_the_interface_is_missing_by_nobody() {
     let outcome = owner.order("take 10.91.0.60/24 60000");
     assert!(outcome.starts_with("failed ") && outcome.contains(INTERFACE), "{outcome}");
     assert_eq!(owner.done("held"), "nothing");
+}
+
+#[test]
+fn an_address_that_cannot_be_taken_away_is_not_said_to_be_gone_and_goes_as_soon_as_it_can() {
+    if !possible("an_address_that_cannot_be_taken_away_is_not_said_to_be_gone_and_goes_as_soon_as_it_can") {
+        return;
+    }
+    let network = Network::of("aa", 1, Tie::Plain);
+    let programs = tempfile::tempdir().unwrap();
+    let lay_out = |program: &str| {
+        let places = std::env::var_os("PATH").unwrap();
+        let place = std::env::split_paths(&places).map(|folder| folder.join(program)).find(|path| path.exists());
+        symlink(place.unwrap(), programs.path().join(program)).unwrap();
+    };
+    ["nsenter", "ip"].iter().for_each(|program| lay_out(program));
+    let path = programs.path().display().to_string();
+    let host = Host::new(&network, 0, 0).with_environment(vec![("PATH", path)]);
+    let owner = host.start();
+    owner.done("take 10.91.0.60/24 600000");
+    std::fs::remove_file(programs.path().join("ip")).unwrap();
+    let outcome = owner.order("release 10.91.0.60/24");
+    assert!(outcome.starts_with("failed ") && outcome.contains("'ip' is missing"), "{outcome}");
+    assert_eq!(owner.done("held"), "10.91.0.60/24");
+    assert!(network.answers("10.91.0.60"));
+    assert!(owner.order("hold 10.91.0.60/24 600000").starts_with("failed "), "it is on its way out");
+    lay_out("ip");
+    wait_until("the agent has taken it away", || owner.done("held") == "nothing");
+    assert!(!network.answers("10.91.0.60"));
+}
+
+#[test]
+fn an_agent_that_cannot_write_its_log_holds_and_ends_its_lease() {
+    if !possible("an_agent_that_cannot_write_its_log_holds_and_ends_its_lease") {
+        return;
+    }
+    let network = Network::of("ab", 1, Tie::Plain);
+    let host = Host::new(&network, 0, 0);
+    symlink("/dev/full", host.directory().join("address.log")).unwrap();
+    let owner = host.start();
+    owner.done("take 10.91.0.60/24 1500");
+    // A caller that goes away in the middle.
+    let mut caller = UnixStream::connect(host.directory().join("address.sock")).unwrap();
+    caller.write_all(b"half").unwrap();
+    drop(caller);
+    owner.done("hold 10.91.0.60/24 2000");
+    // The address is announced once more after 1.1 s.
+    run("ip", &format!("-n {} link set {INTERFACE} down", network.host(0)));
+    wait_until("the lease is over", || owner.done("held") == "nothing");
+    run("ip", &format!("-n {} link set {INTERFACE} up", network.host(0)));
+    assert!(!network.answers("10.91.0.60"));
+}
+
+#[test]
+fn an_agent_that_can_open_nothing_for_a_while_lives_on_and_ends_its_lease() {
+    if !possible("an_agent_that_can_open_nothing_for_a_while_lives_on_and_ends_its_lease") {
+        return;
+    }
+    let network = Network::of("ac", 1, Tie::Plain);
+    let host = Host::new(&network, 0, 0);
+    let owner = host.start();
+    owner.done("take 10.91.0.60/24 1000");
+    let agent = host.agent();
+    let limit = |files: &str| run("prlimit", &format!("--pid {} --nofile={files}:", agent.pid));
+    limit("0");
+    assert!(owner.order("hold 10.91.0.60/24 1000").starts_with("failed "));
+    wait_until("the kernel takes the address away", || !network.answers("10.91.0.60"));
+    limit("1024");
+    wait_until("the agent knows", || owner.order("held") == "done nothing");
+    assert_eq!(owner.done("take 10.91.0.60/24 60000"), "10.91.0.60/24");
+    assert!(agent.is_alive() && host.agent() == agent, "it is the same one");
 }

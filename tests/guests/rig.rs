@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use p2pdb::core::guest::{GuestRecord, GuestState};
 use p2pdb::edge::bundles::BundleStore;
 use p2pdb::edge::procedure::{MANIFEST, Procedure, SCRIPT};
+use p2pdb::edge::process_identity::ProcessIdentity;
 use p2pdb::format::guest::decode_guest;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -194,8 +195,8 @@ pub struct Host {
     gateway: String,
     /// Whether its daemon runs as nobody.
     drops_rights: bool,
-    /// What its daemon is told of virtual machines.
-    machines: Vec<(&'static str, String)>,
+    /// What else its daemon is told.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Host {
@@ -203,13 +204,13 @@ impl Host {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("secret"), "the key").unwrap();
         let gateway = format!("10.91.0.{}", network.hosts + 1);
-        Self { namespace: network.host(host), folder, count, gateway, drops_rights: false, machines: Vec::new() }
+        Self { namespace: network.host(host), folder, count, gateway, drops_rights: false, environment: Vec::new() }
     }
 
-    /// Its originals are virtual machines: `OWNER_LIBVIRT` and so on, see `owner.rs`.
-    #[allow(dead_code, reason = "the tests of virtual machines do")]
-    pub fn with_machines(mut self, settings: Vec<(&'static str, String)>) -> Self {
-        self.machines = settings;
+    /// Variables for its daemon, for virtual machines `OWNER_LIBVIRT` and so on: see `owner.rs`.
+    #[allow(dead_code, reason = "the tests of recovery have none")]
+    pub fn with_environment(mut self, variables: Vec<(&'static str, String)>) -> Self {
+        self.environment = variables;
         self
     }
 
@@ -273,6 +274,12 @@ impl Host {
         decode_guest(&std::fs::read(self.directory().join("originals/original-1/state")).unwrap()).unwrap()
     }
 
+    /// The agent that holds this host's own address.
+    #[allow(dead_code, reason = "the tests of addresses ask")]
+    pub fn agent(&self) -> ProcessIdentity {
+        std::fs::read_to_string(self.directory().join("address.pid")).unwrap().parse().unwrap()
+    }
+
     /// The processes of guests and agents of this host, by process id.
     pub fn processes(&self) -> Vec<i32> {
         let hidden = self.directory().to_string_lossy().into_owned();
@@ -299,7 +306,7 @@ impl Drop for Host {
         }
         // The agent of a host lapses and ends by itself; the namespace need not wait for it.
         if let Ok(text) = std::fs::read_to_string(self.directory().join("address.pid"))
-            && let Ok(identity) = text.parse::<p2pdb::edge::process_identity::ProcessIdentity>()
+            && let Ok(identity) = text.parse::<ProcessIdentity>()
         {
             let _ = identity.kill(Duration::from_secs(2));
         }
@@ -332,7 +339,7 @@ impl Owner {
         command.args(["owner::owner", "--exact", "--ignored", "--nocapture"]);
         command.env("OWNER_DIRECTORY", host.directory()).env("OWNER_COUNT", count.to_string());
         command.env("OWNER_GATEWAY", &host.gateway);
-        command.envs(host.machines.iter().cloned());
+        command.envs(host.environment.iter().cloned());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let output = BufReader::new(child.stdout.take().unwrap());

@@ -4,6 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use p2pdb::edge::process_identity::ProcessIdentity;
+use rustix::process::Signal;
+
 use super::rig::{Host, Network, Tie, run, wait_until};
 use super::stage::{Libvirtd, doctor, host, host_with, image, machines_possible};
 
@@ -134,6 +137,40 @@ fn taps(host: &Host) -> Vec<String> {
     let listed = String::from_utf8(listed.stdout).unwrap();
     let names = listed.lines().filter_map(|line| line.split(": ").nth(1));
     names.filter(|name| name.starts_with("p2pdb")).map(str::to_owned).collect()
+}
+
+#[test]
+fn an_agent_that_was_replaced_while_it_was_frozen_does_not_shut_the_gate() {
+    if !machines_possible("an_agent_that_was_replaced_while_it_was_frozen_does_not_shut_the_gate") {
+        return;
+    }
+    let network = Network::of("mh", 1, Tie::Bridge);
+    let (_libvirtd, host) = host(&network, 0, 1, "paused");
+    let digest = host.procedure("", "true", &[]);
+    let owner = host.start();
+    owner.done("1 7 resume S2");
+    owner.done(&format!("1 7 install S2 {digest}"));
+    owner.done("1 7 take 10.91.0.50/24 2000");
+    let agent = agent_of(&taps(&host)[0]);
+    agent.signal_group(Signal::STOP).unwrap();
+    owner.wait_for("changed original-1 installed S2 7 its address has lapsed");
+    assert!(!network.answers("10.91.0.50"), "nobody would shut it on time");
+    owner.done("1 7 take 10.91.0.50/24 60000");
+    assert!(network.answers("10.91.0.50"));
+    // It may have ended, or it finds that its lease is over; it has no other purpose then.
+    let _ = agent.signal_group(Signal::CONT);
+    wait_until("it has ended", || !agent.is_alive());
+    assert!(network.answers("10.91.0.50"));
+}
+
+/// The process that opens and shuts a gate.
+fn agent_of(tap: &str) -> ProcessIdentity {
+    let gate = format!("--gate\0{tap}\0");
+    let processes = std::fs::read_dir("/proc").unwrap().map_while(Result::ok);
+    let pids = processes.filter_map(|item| item.file_name().to_string_lossy().parse().ok());
+    let line = |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut found = pids.filter(|pid| String::from_utf8_lossy(&line(*pid)).contains(&gate));
+    found.next().and_then(ProcessIdentity::of).expect("the gate has an agent")
 }
 
 #[test]

@@ -147,7 +147,7 @@ pub fn host_with(
         ("OWNER_KEEP", keep.to_owned()),
     ];
     let others = settings.iter().map(|(name, value)| (*name, value.display().to_string()));
-    Host::new(network, number, originals).with_machines(usual.into_iter().chain(others).collect())
+    Host::new(network, number, originals).with_environment(usual.into_iter().chain(others).collect())
 }
 
 /// What the doctor says on a host with a line of settings for virtual machines, line by line.

@@ -10,6 +10,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::log;
 use super::place::Place;
 use crate::core::decision::ServiceAddress;
 use crate::edge::clock::monotonic_ns;
@@ -18,8 +19,7 @@ use crate::edge::clock::monotonic_ns;
 const ANNOUNCE_AGAIN_NS: [u64; 2] = [150_000_000, 1_100_000_000];
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Holds at most one address at one place.
-#[derive(Clone)]
+/// Holds at most one address at one place; releases it when it is dropped.
 pub struct AddressLease {
     shared: Arc<Shared>,
 }
@@ -100,14 +100,25 @@ impl AddressLease {
     }
 }
 
+impl Drop for AddressLease {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            log(format_args!("it ends and its address stays: {error}"));
+        }
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What cannot be taken away now is over all the same; `watch` goes on trying.
     fn drop_held(&self, held: &mut Option<Held>) -> io::Result<()> {
-        if let Some(Held { address, .. }) = held {
-            self.place.remove(*address)?;
+        if let Some(lease) = held {
+            lease.until_ns = 0;
+            self.changed.notify_all();
+            self.place.remove(lease.address)?;
         }
         *held = None;
         Ok(())
@@ -124,7 +135,7 @@ impl Shared {
                 Some(lease) if lease.until_ns <= now_ns => match self.drop_held(&mut held) {
                     Ok(()) => continue,
                     Err(error) => {
-                        eprintln!("p2pdb agent: a lease is over and its address stays: {error}");
+                        log(format_args!("a lease is over and its address stays: {error}"));
                         wait_ns = SECOND_NS / 10;
                     }
                 },
@@ -133,7 +144,7 @@ impl Shared {
                     if due > 0 {
                         lease.announcements.retain(|due| *due > now_ns);
                         if let Err(error) = self.place.announce(lease.address.ip) {
-                            eprintln!("p2pdb agent: {} cannot be announced: {error}", lease.address);
+                            log(format_args!("{} cannot be announced: {error}", lease.address));
                         }
                     }
                     let next_ns = lease.announcements.iter().copied().chain([lease.until_ns]).min();

@@ -14,6 +14,7 @@ mod isolation;
 mod place;
 mod server;
 
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,9 @@ pub const JSON_BYTES_MAX: u32 = 1 << 20;
 pub const PAYLOAD_BYTES_MAX: u32 = procedure::BYTES_MAX as u32 * 2;
 /// Longest that either side takes to send what it has begun to send.
 pub const STALL_MAX: Duration = Duration::from_secs(5);
+/// How long an agent beside the daemon may take to start, and to end when it is killed.
+const START: Duration = Duration::from_secs(5);
+const END: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
@@ -228,6 +232,25 @@ pub fn call(socket: &Path, request: Request, payload: &[u8], patience: Duration)
         Reply::Failed(why) => Err(io::Error::other(why)),
         reply => Ok(reply),
     }
+}
+
+/// Starts an agent beside the daemon, which a file beside its socket names.
+pub fn start_known(program: &Path, socket: &Path, arguments: &AgentArgs) -> io::Result<()> {
+    let agent = StartingAgent::start(program, socket, arguments, START)?;
+    std::fs::write(socket.with_extension("pid"), agent.identity.to_string())?;
+    agent.release().map(drop)
+}
+
+/// Kills the agent that `start_known` has started at this socket, if it is still there.
+pub fn end_known(socket: &Path) -> io::Result<()> {
+    let known = std::fs::read_to_string(socket.with_extension("pid"));
+    let known = known.ok().and_then(|text| text.parse::<ProcessIdentity>().ok());
+    known.map_or(Ok(()), |identity| identity.kill(END))
+}
+
+/// Tells people. On a full disk nobody hears it, and the agent has to go on.
+fn log(words: fmt::Arguments) {
+    let _ = writeln!(io::stderr(), "p2pdb agent: {words}");
 }
 
 fn no_answer(error: io::Error) -> io::Error {

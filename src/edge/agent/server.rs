@@ -17,11 +17,13 @@ use rustix::process::{Pid, WaitOptions, set_child_subreaper, wait};
 use super::address::AddressLease;
 use super::install::Installation;
 use super::{AgentArgs, Call, JSON_BYTES_MAX, Reply, Request, STALL_MAX, Stage, VERSION, isolation};
-use super::{read_frame, read_line, write_frame};
+use super::{log, read_frame, read_line, write_frame};
 
 const MYSELF: &str = "/proc/self/exe";
 /// An agent beside a daemon that holds nothing and is asked nothing for this long has no purpose any more.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long it waits when the host is short of something.
+const SHORTAGE: Duration = Duration::from_millis(100);
 
 /// Runs a stage until its end; the caller is the whole program.
 ///
@@ -31,7 +33,7 @@ pub fn run(arguments: &AgentArgs) -> io::Result<()> {
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     let gate = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     let outcome = match arguments.stage {
-        Stage::Outer => outer(arguments),
+        Stage::Outer => outer(arguments, &gate),
         Stage::Init => init(arguments, &gate),
         Stage::Guest | Stage::Host => agent(arguments, &listener, &gate),
     };
@@ -41,14 +43,13 @@ pub fn run(arguments: &AgentArgs) -> io::Result<()> {
     outcome
 }
 
-fn outer(arguments: &AgentArgs) -> io::Result<()> {
+fn outer(arguments: &AgentArgs, mut gate: &UnixStream) -> io::Result<()> {
     let isolated = arguments.root.is_none();
     if isolated {
         isolation::leave_host()?;
     }
     let child = next(arguments, Stage::Init).spawn()?;
-    println!("pid {}", child.id());
-    Ok(())
+    writeln!(gate, "pid {}", child.id())
 }
 
 fn init(arguments: &AgentArgs, gate: &UnixStream) -> io::Result<()> {
@@ -100,25 +101,29 @@ fn agent(arguments: &AgentArgs, listener: &UnixListener, gate: &UnixStream) -> i
     close_gate()?;
     gate.shutdown(Shutdown::Both)?;
     loop {
-        if arguments.stage == Stage::Host && is_idle(listener)? {
-            match lease.held() {
-                Some(_) => continue,
-                None => return Ok(()),
+        match next_call(arguments, listener) {
+            // A caller that goes away harms nobody else.
+            Ok(Some(mut stream)) => answer(arguments, &lease, &mut stream)
+                .unwrap_or_else(|error| log(format_args!("a call was cut off: {error}"))),
+            Ok(None) if lease.held().is_none() => return Ok(()),
+            Ok(None) => {}
+            // Who holds an address stays.
+            Err(error) => {
+                log(format_args!("no call can be taken: {error}"));
+                std::thread::sleep(SHORTAGE);
             }
-        }
-        let (mut stream, _) = listener.accept()?;
-        // A caller that goes away harms nobody else.
-        if let Err(error) = answer(arguments, &lease, &mut stream) {
-            eprintln!("p2pdb agent: a call was cut off: {error}");
         }
     }
 }
 
-/// Waits for a call; whether none came.
-fn is_idle(listener: &UnixListener) -> io::Result<bool> {
+/// Waits for a call; beside a daemon not for ever.
+fn next_call(arguments: &AgentArgs, listener: &UnixListener) -> io::Result<Option<UnixStream>> {
     let patience = Timespec::try_from(IDLE).map_err(io::Error::other)?;
     let mut polled = [PollFd::new(listener, PollFlags::IN)];
-    Ok(poll(&mut polled, Some(&patience))? == 0)
+    if arguments.stage == Stage::Host && poll(&mut polled, Some(&patience))? == 0 {
+        return Ok(None);
+    }
+    listener.accept().map(|(stream, _)| Some(stream))
 }
 
 fn answer(arguments: &AgentArgs, lease: &AddressLease, stream: &mut UnixStream) -> io::Result<()> {

@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::core::decision::ServiceAddress;
-use crate::edge::agent::{AgentArgs, Reply, Request, StartingAgent, call};
+use crate::edge::agent::{self, AgentArgs, Reply, Request, call};
 use crate::edge::iproute;
 
-const START: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
@@ -56,19 +55,19 @@ impl Gate {
         iproute::remove_interface(&self.tap)
     }
 
-    /// Starts the agent if there is none.
+    /// Starts the agent if there is none that answers.
     pub fn attend(&self) -> io::Result<()> {
         if self.call(Request::Report).is_ok() {
             return Ok(());
         }
-        iproute::set_down(&self.tap)?;
+        self.shut_for_agent()?;
         let arguments = AgentArgs {
             gate: Some(self.tap.clone()),
             mac: Some(self.mac.clone()),
             name: self.tap.clone(),
             ..AgentArgs::host(Some(self.bridge.clone()))
         };
-        StartingAgent::start(&self.program, &self.socket, &arguments, START)?.release().map(drop)
+        agent::start_known(&self.program, &self.socket, &arguments)
     }
 
     /// Opens it until `until_ns` (`CLOCK_MONOTONIC`) and announces the address.
@@ -85,8 +84,7 @@ impl Gate {
     pub fn release(&self) -> io::Result<()> {
         match self.call(Request::Release) {
             Ok(_) => Ok(()),
-            // There is nobody to shut it, or somebody who cannot.
-            Err(_) => iproute::set_down(&self.tap),
+            Err(_) => self.shut_for_agent(),
         }
     }
 
@@ -100,8 +98,15 @@ impl Gate {
         match self.call(Request::Report) {
             Ok(Reply::Held(held)) => Ok(held.map(|(address, _)| address)),
             Ok(other) => Err(io::Error::other(format!("the agent gave an answer to another question: {other:?}"))),
-            Err(_) => iproute::set_down(&self.tap).map(|()| None),
+            Err(_) => self.shut_for_agent().map(|()| None),
         }
+    }
+
+    /// There is no agent to shut it, or one that cannot, and goes on trying until somebody has. One that is frozen is ended: it would
+    /// act when it thaws, on a gate that is open for another lease by then.
+    fn shut_for_agent(&self) -> io::Result<()> {
+        self.shut()?;
+        agent::end_known(&self.socket)
     }
 
     fn call(&self, request: Request) -> io::Result<Reply> {
