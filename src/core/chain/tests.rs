@@ -248,3 +248,14 @@ fn a_value_that_was_accepted_is_settled_again_and_again_until_it_is_decided() {
     one.handle(QUIET, from(3, refused));
     assert_eq!(settles(&mut one), [ChainMessage::Prepare { slot: 4, ballot: ballot(3, 1) }]);
 }
+
+#[test]
+fn a_round_that_nobody_gets_to_by_counting_is_not_believed() {
+    let (far, mut one) = (ballot(1 << 47, 3), chain(1, 3));
+    assert_eq!(one.handle(QUIET, from(3, ChainMessage::Prepare { slot: 4, ballot: far.clone() })), []);
+    let decision = Arc::new(one_of(4, 3));
+    assert_eq!(one.handle(QUIET, from(3, ChainMessage::Accept { ballot: far.clone(), decision })), []);
+    one.handle(QUIET, ChainInput::Wish { ticket: 9, wish: recover(3, 1) });
+    one.handle(QUIET, from(3, ChainMessage::Refused { slot: 4, ballot: ballot(1, 1), promised: far }));
+    assert_eq!(one.ballot(), Some((&ballot(1, 1), Phase::Prepare)));
+}
