@@ -752,6 +752,28 @@ fn an_operator_recovers_drains_and_lets_return() {
 }
 
 #[test]
+fn all_stand_ins_of_a_host_that_is_drained_move() {
+    let mut group = Group::new(5);
+    group.add_original(4, "original-2");
+    for number in [2, 3] {
+        group.servers[number as usize - 1].serves = false;
+        let target = server(&format!("S{number}"));
+        group.command(0, OperatorCommand::Recover { target, host: Some(server("S5")) });
+        group.wait("it is played on S5", 5_000, |group| group.host_of(number).as_deref() == Some("S5"));
+    }
+    group.run(1_000);
+    group.set("Maintenance: S5, it is drained");
+    let said = group.command(0, OperatorCommand::Drain { host: server("S5") });
+    assert_eq!(said, "answer: Ok(\"moving S3 to S1, S2 to S4\")");
+    for (number, host) in [(3, "S1"), (2, "S4")] {
+        group.wait("it is played elsewhere", 5_000, |group| group.host_of(number).as_deref() == Some(host));
+    }
+    group.set("Maintenance: S1, it is drained");
+    let said = group.command(0, OperatorCommand::Drain { host: server("S1") });
+    assert!(said.starts_with("answer: Err(\"no other host can take the stand-in of S3: "), "{said}");
+}
+
+#[test]
 fn a_server_that_is_told_to_come_back_before_it_knows_that_it_is_out_comes_back() {
     let mut group = Group::new(4);
     group.cut("S2", true);
