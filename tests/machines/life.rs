@@ -126,7 +126,7 @@ fn a_machine_has_its_address_before_anybody_reaches_it_there() {
 
 /// The gates of a host.
 fn taps(host: &Host) -> Vec<String> {
-    let listed = std::process::Command::new("ip").args(["-n", &host.namespace(), "-o", "link"]).output().unwrap();
+    let listed = std::process::Command::new("ip").args(["-n", host.namespace(), "-o", "link"]).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     let names = listed.lines().filter_map(|line| line.split(": ").nth(1));
     names.filter(|name| name.starts_with("p2pdb")).map(str::to_owned).collect()
