@@ -37,6 +37,10 @@ use super::id::ServerName;
 use super::quorum::{Elector, Electorate, Policy};
 use super::roster::Roster;
 
+/// Rounds are counted. One that is this much above all that were heard of is nobody's, and would soon lead to where they end: nobody
+/// could ask for more than was promised then.
+const LEAP: u64 = 1 << 24;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ChainConfig {
     pub me: ServerName,
@@ -227,7 +231,7 @@ impl Chain {
             }
             ChainMessage::Refused { slot, ballot, promised } => {
                 let is_mine = |own: &OwnAttempt| own.attempt.slot == slot && own.attempt.ballot == ballot;
-                if self.attempt.as_ref().is_some_and(is_mine) {
+                if self.attempt.as_ref().is_some_and(is_mine) && self.is_counted(&promised) {
                     self.give_up(now, &promised);
                 }
             }
@@ -265,9 +269,13 @@ impl Chain {
             let message = ChainMessage::Abstained { slot, ballot: ballot.clone() };
             out.push(ChainOutput::Send { peers: vec![peer.clone()], message });
         } else {
-            return true;
+            return self.is_counted(ballot);
         }
         false
+    }
+
+    fn is_counted(&self, ballot: &Ballot) -> bool {
+        ballot.round < self.round.saturating_add(LEAP)
     }
 
     fn prepare(&mut self, now: Now, peer: ServerName, slot: Slot, ballot: Ballot) {

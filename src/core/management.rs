@@ -250,6 +250,7 @@ impl Management {
         self.keep_stand_ins(&mut turn);
         self.keep_verdicts(&mut turn);
         self.keep_failbacks(&mut turn);
+        self.keep_drains(&mut turn);
         self.keep_records(&mut turn);
         for (reason, edits) in std::mem::take(&mut turn.edits) {
             turn.acts.push(Act::Submit { reason, edits });

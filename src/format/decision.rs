@@ -17,7 +17,7 @@ use crate::core::id::{ClusterId, ServerName};
 pub const DECISION_HEADER_BYTES: usize = 46;
 /// Longest encoding of records that are written together, in bytes.
 pub const RECORDS_ENCODED_MAX: usize = ENTRY_ENCODED_MAX;
-/// Rounds from here on are refused: nobody gets there by counting.
+/// Rounds above this are refused: nobody gets there by counting, and the chain takes no leaps.
 const ROUND_MAX: u64 = 1 << 48;
 
 const MAGIC: &[u8; 8] = b"P2PDDEC\n";

@@ -42,9 +42,14 @@ fn whole_life(tie: Tie, tag: &str) {
     assert!(!network.answers("10.91.0.50"));
     owner.done("1 7 take 10.91.0.50/24 60000");
     assert!(network.answers("10.91.0.50"));
+    // Its server gets another address.
+    assert!(owner.order("1 7 hold 10.91.0.51/24 60000").starts_with("failed "));
+    assert!(!network.answers("10.91.0.50"));
+    owner.done("1 7 take 10.91.0.51/24 60000");
+    assert!(network.fetch("10.91.0.51").unwrap().ends_with("I am S2\n"));
     // Back to pristine, address included, in one go.
     assert!(owner.done("1 7 reset").starts_with("suspended "));
-    assert!(!network.answers("10.91.0.50"));
+    assert!(!network.answers("10.91.0.51"));
     assert_eq!(host.processes().len(), 2);
     owner.done("1 8 resume S3");
     let look = host.procedure("", "cat /var/www/index.html; pidof python3; true", &[]);

@@ -172,5 +172,9 @@ impl Chain {
         self.round = self.round.max(promised.round);
         self.attempt = None;
         self.timers.duel_lost(now.monotonic_us);
+        if self.memory.acceptor.accepted().is_some() {
+            // While it is undecided this server grants no lease, and perhaps nobody else has a wish.
+            self.timers.others_work(now.monotonic_us);
+        }
     }
 }

@@ -38,6 +38,11 @@ fn recover(target: usize, manager: usize) -> Wish {
     Wish { author: "p2pdb".into(), reason: "silent".into(), act }
 }
 
+fn one_of(slot: Slot, by: usize) -> Decision {
+    let (author, reason) = (String::new(), String::new());
+    Decision { slot, by: name(by), wall_ms: 5, author, reason, act: recover(3, by).act }
+}
+
 fn from(peer: usize, message: ChainMessage) -> ChainInput {
     ChainInput::Message { peer: name(peer), message }
 }
@@ -95,9 +100,7 @@ fn a_value_that_was_accepted_is_finished_before_the_own_wish() {
     let mut one = chain(1, 3);
     one.handle(QUIET, ChainInput::Wish { ticket: 9, wish: recover(3, 1) });
     one.handle(QUIET, ChainInput::Persisted);
-    let other = recover(3, 2).act;
-    let (author, reason) = (String::new(), String::new());
-    let other = Arc::new(Decision { slot: 4, by: name(2), wall_ms: 5, author, reason, act: other });
+    let other = Arc::new(one_of(4, 2));
     let promise =
         ChainMessage::Promise { slot: 4, ballot: ballot(1, 1), accepted: Some((ballot(0, 2), other.clone())) };
     let out = one.handle(QUIET, from(2, promise));
@@ -224,4 +227,35 @@ fn under_the_papers_policy_two_halves_decide_and_notice_when_they_meet() {
         !sends(&one.handle(QUIET, from(2, ChainMessage::WantDecisions { from: 3 }))).is_empty(),
         "so the other notices"
     );
+}
+
+#[test]
+fn a_value_that_was_accepted_is_settled_again_and_again_until_it_is_decided() {
+    let mut one = chain(1, 3);
+    let decision = Arc::new(one_of(4, 2));
+    one.handle(QUIET, from(2, ChainMessage::Accept { ballot: ballot(1, 2), decision }));
+    one.handle(QUIET, ChainInput::Persisted);
+    let mut now = QUIET;
+    let mut settles = |one: &mut Chain| {
+        while one.ballot().is_none() {
+            now.monotonic_us = one.next_wake_us().expect("it goes on");
+            one.handle(now, ChainInput::Tick);
+        }
+        sends(&one.handle(now, ChainInput::Persisted)).into_iter().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(settles(&mut one), [ChainMessage::Prepare { slot: 4, ballot: ballot(2, 1) }]);
+    let refused = ChainMessage::Refused { slot: 4, ballot: ballot(2, 1), promised: ballot(2, 3) };
+    one.handle(QUIET, from(3, refused));
+    assert_eq!(settles(&mut one), [ChainMessage::Prepare { slot: 4, ballot: ballot(3, 1) }]);
+}
+
+#[test]
+fn a_round_that_nobody_gets_to_by_counting_is_not_believed() {
+    let (far, mut one) = (ballot(1 << 47, 3), chain(1, 3));
+    assert_eq!(one.handle(QUIET, from(3, ChainMessage::Prepare { slot: 4, ballot: far.clone() })), []);
+    let decision = Arc::new(one_of(4, 3));
+    assert_eq!(one.handle(QUIET, from(3, ChainMessage::Accept { ballot: far.clone(), decision })), []);
+    one.handle(QUIET, ChainInput::Wish { ticket: 9, wish: recover(3, 1) });
+    one.handle(QUIET, from(3, ChainMessage::Refused { slot: 4, ballot: ballot(1, 1), promised: far }));
+    assert_eq!(one.ballot(), Some((&ballot(1, 1), Phase::Prepare)));
 }

@@ -1,13 +1,14 @@
 //! What operators want: checked, wished, and answered when it is decided or cannot be. A server that is to come back is told so again and
 //! again: what is said while links come and go may be lost, and who has just been linked does not know yet that it is out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{Management, ManagementMessage, ManagementOutput, OperatorCommand, Turn};
 use crate::core::chain::{ChainInput, Standing, Wish, WishOutcome};
 use crate::core::decision::{Act, Place, Slot};
 use crate::core::id::ServerName;
 use crate::core::io::Ticket;
+use crate::core::roster::Member;
 use crate::core::schema::file;
 
 /// Between two times that a server is told to come back, in microseconds.
@@ -19,6 +20,7 @@ pub(super) struct Operator {
     wishes: BTreeMap<Ticket, (Ticket, String)>,
     /// Who is to come back.
     failbacks: BTreeMap<ServerName, Failback>,
+    drains: Vec<Drain>,
 }
 
 struct Failback {
@@ -28,6 +30,20 @@ struct Failback {
     next_us: u64,
 }
 
+/// The stand-ins of a host, moved away one after the other: where one goes depends on where the others went.
+struct Drain {
+    ticket: Ticket,
+    author: String,
+    host: ServerName,
+    /// Whose stand-ins are still to be moved.
+    left: VecDeque<ServerName>,
+    /// For the first of them, and how many decisions were known then.
+    wish: Option<(Ticket, usize)>,
+    moving: Vec<String>,
+    /// Why others stay.
+    staying: Vec<String>,
+}
+
 impl Management {
     pub(super) fn command(&mut self, turn: &mut Turn, ticket: Ticket, author: String, command: OperatorCommand) {
         let result = match command {
@@ -35,7 +51,7 @@ impl Management {
             OperatorCommand::Recover { target, host } => self.command_recover(turn, ticket, author, &target, host),
             OperatorCommand::Failback { target } => self.command_failback(turn, author, &target).map(Some),
             OperatorCommand::ConfirmDead { target } => self.command_confirm_dead(turn, &author, &target).map(Some),
-            OperatorCommand::Drain { host } => self.command_drain(turn, &author, &host).map(Some),
+            OperatorCommand::Drain { host } => self.command_drain(ticket, author, host),
         };
         // `Ok(None)`: answered when the wish is.
         if let Some(result) = result.transpose() {
@@ -44,14 +60,25 @@ impl Management {
     }
 
     pub(super) fn operator_wish_done(&mut self, turn: &mut Turn, wish: Ticket, outcome: &WishOutcome) {
-        let Some((ticket, what)) = self.operator.wishes.remove(&wish) else { return };
-        let result = match outcome {
+        let result = |what: &str| match outcome {
             WishOutcome::Decided(slot) => Ok(format!("{what}: decision {slot}")),
             WishOutcome::Overtaken(obstacle) => Err(format!("{what}: {obstacle}")),
             WishOutcome::Withdrawn { .. } => Err(format!("{what}: it was withdrawn")),
             WishOutcome::Refused(error) => Err(format!("{what}: {error}")),
         };
-        turn.out(ManagementOutput::Answer { ticket, result });
+        if let Some((ticket, what)) = self.operator.wishes.remove(&wish) {
+            turn.out(ManagementOutput::Answer { ticket, result: result(&what) });
+        }
+        let is_it = |drain: &&mut Drain| drain.wish.is_some_and(|(it, _)| it == wish);
+        let Some(drain) = self.operator.drains.iter_mut().find(is_it) else { return };
+        let known = drain.wish.take().map(|(_, known)| known);
+        // What another decision has overtaken is placed anew.
+        if known == Some(self.chain.decisions().len())
+            && let Some(target) = drain.left.pop_front()
+            && let Err(why) = result(&format!("the stand-in of {target} is moved"))
+        {
+            drain.staying.push(why);
+        }
     }
 
     fn command_found(&mut self, turn: &mut Turn, ticket: Ticket, author: String) -> Result<Option<String>, String> {
@@ -174,36 +201,56 @@ impl Management {
         Ok(format!("nobody waits for the lease of {target} any more"))
     }
 
-    fn command_drain(&mut self, turn: &mut Turn, author: &str, host: &ServerName) -> Result<String, String> {
+    fn command_drain(&mut self, ticket: Ticket, author: String, host: ServerName) -> Result<Option<String>, String> {
         self.check_can_decide()?;
-        self.member(host)?;
-        let placed: Vec<_> = self
-            .chain
-            .roster()
-            .members()
-            .iter()
-            .filter_map(|member| {
-                let recovery = member.recovery.as_ref()?;
-                let place = recovery.place.clone().filter(|place| place.host == *host)?;
-                Some((member.name.clone(), recovery.slot, place))
-            })
-            .collect();
-        let mut moved = Vec::new();
-        for (target, slot, place) in placed {
-            let why = format!("{author} drains {host}");
-            let (to, reason) = self.placed(turn, &target, Some(&place), &why);
-            if let Some(to) = to.filter(|to| to.host != *host) {
-                let wish = self.number();
-                moved.push(format!("{target} to {}", to.host));
-                self.wish(turn, wish, author, &target, Some(to), Some(slot), reason);
-            } else {
-                return Err(format!("no other host can take the stand-in of {target}: {reason}"));
+        self.member(&host)?;
+        let members = self.chain.roster().members().iter();
+        let plays = |member: &&Member| {
+            let place = member.recovery.as_ref().and_then(|recovery| recovery.place.as_ref());
+            place.is_some_and(|place| place.host == host)
+        };
+        let left = members.filter(plays).map(|member| member.name.clone()).collect();
+        let (moving, staying) = (Vec::new(), Vec::new());
+        self.operator.drains.push(Drain { ticket, author, host, left, wish: None, moving, staying });
+        Ok(None)
+    }
+
+    pub(super) fn keep_drains(&mut self, turn: &mut Turn) {
+        let waits = |drain: &Drain| drain.wish.is_some();
+        let (waiting, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.operator.drains).into_iter().partition(waits);
+        self.operator.drains = waiting;
+        others.into_iter().for_each(|drain| self.drain(turn, drain));
+    }
+
+    /// Moves the next one; answers when there is none.
+    fn drain(&mut self, turn: &mut Turn, mut drain: Drain) {
+        while let Some(target) = drain.left.front().cloned() {
+            let recovery = self.chain.roster().member(&target).and_then(|member| member.recovery.clone());
+            match recovery.and_then(|recovery| Some((recovery.slot, recovery.place?))) {
+                Some((slot, place)) if place.host == drain.host => {
+                    let why = format!("{} drains {}", drain.author, drain.host);
+                    let (to, reason) = self.placed(turn, &target, Some(&place), &why);
+                    if let Some(to) = to.filter(|to| to.host != drain.host) {
+                        let (wish, author) = (self.number(), drain.author.clone());
+                        drain.wish = Some((wish, self.chain.decisions().len()));
+                        self.operator.drains.push(drain);
+                        return self.wish(turn, wish, &author, &target, Some(to), Some(slot), reason);
+                    }
+                    drain.staying.push(format!("no other host can take the stand-in of {target}: {reason}"));
+                }
+                Some((_, place)) => drain.moving.push(format!("{target} to {}", place.host)),
+                // It is back.
+                None => {}
             }
+            drain.left.pop_front();
         }
-        match moved.is_empty() {
-            true => Ok(format!("{host} has no stand-ins")),
-            false => Ok(format!("moving {}", moved.join(", "))),
-        }
+        let moving = (!drain.moving.is_empty()).then(|| format!("moving {}", drain.moving.join(", ")));
+        let result = match drain.staying.is_empty() {
+            true => Ok(moving.unwrap_or_else(|| format!("{} has no stand-ins", drain.host))),
+            false => Err(drain.staying.into_iter().chain(moving).collect::<Vec<_>>().join("; ")),
+        };
+        turn.out(ManagementOutput::Answer { ticket: drain.ticket, result });
     }
 
     fn check_can_decide(&self) -> Result<(), String> {
@@ -215,7 +262,7 @@ impl Management {
         }
     }
 
-    fn member(&self, name: &ServerName) -> Result<crate::core::roster::Member, String> {
+    fn member(&self, name: &ServerName) -> Result<Member, String> {
         let names = || {
             let names: Vec<&str> = self.chain.roster().members().iter().map(|member| member.name.as_str()).collect();
             names.join(", ")

@@ -30,6 +30,9 @@ const MEND_US: u64 = 10_000_000;
 const MEND_LONGEST_US: u64 = 300_000_000;
 /// So often an original may fail to take the address, which may be a matter of the moment, before it is given up.
 const REFUSALS_MAX: u32 = 5;
+/// How long a host tries to get what it lacks for an address, a look or a lease, before it has failed, in microseconds. Another one
+/// may have it.
+const LACKING_US: u64 = 30_000_000;
 /// So long the row that tells of the decision is left to the scribe, in microseconds.
 const SCRIBE_US: u64 = 1_000_000;
 /// Most of an original's note that is told, in characters.
@@ -46,6 +49,8 @@ pub(super) struct StandIns {
     retry_us: BTreeMap<String, u64>,
     /// How often each has failed to take the address because of a decision.
     refusals: BTreeMap<String, (Slot, u32)>,
+    /// Since when each has been ready for the address because of a decision, and this host has not.
+    lacking: BTreeMap<String, (Slot, u64)>,
     /// When each was last made anew because it was broken, and how often since it was last suspended.
     mended: BTreeMap<String, (u64, u32)>,
     /// When an address has to be held again.
@@ -251,16 +256,27 @@ impl Management {
         if !matches!(step, Step::Wait(_)) {
             self.stand_ins.waits.remove(&wanted.target);
         }
+        // Between two looks nothing is known.
+        if !matches!(step, Step::Take | Step::Look { .. } | Step::Wait(Obstacle::Looking | Obstacle::Blind(_))) {
+            self.stand_ins.lacking.remove(original);
+        }
         match step {
             Step::Take if lease_ms > 0 => {
+                self.stand_ins.lacking.remove(original);
                 let action = GuestAction::TakeAddress { address: service.address, lease_ms };
                 self.order(turn, original, wanted.slot, action);
             }
             Step::Take => {
                 let note = format!("{original} is ready; {} has no lease of its own yet", self.config.me);
-                self.tell_phase(turn, wanted, Phase::Waiting, note);
+                self.lacks(turn, original, wanted, note, "its host has no lease".into());
             }
             Step::Look { .. } => self.tell_phase(turn, wanted, Phase::Installed, original.to_owned()),
+            Step::Wait(Obstacle::Blind(why)) => {
+                let obstacle = Obstacle::Blind(why.clone());
+                let note = waits_for(&obstacle);
+                self.stand_ins.waits.insert(wanted.target.clone(), obstacle);
+                self.lacks(turn, original, wanted, note, format!("nobody can look at the address: {why}"));
+            }
             Step::Wait(obstacle) => {
                 let phase = match &obstacle {
                     Obstacle::Looking => Phase::Installed,
@@ -275,6 +291,20 @@ impl Management {
                 self.stand_ins.waits.insert(wanted.target.clone(), obstacle);
                 self.tell_phase(turn, wanted, phase, note);
             }
+        }
+    }
+
+    /// Waits for what another host may have, but not for ever.
+    fn lacks(&mut self, turn: &mut Turn, original: &str, wanted: &Wanted, note: String, why: String) {
+        let begun = (wanted.slot, turn.now_us());
+        let lacking = self.stand_ins.lacking.entry(original.to_owned()).or_insert(begun);
+        if lacking.0 != wanted.slot {
+            *lacking = begun;
+        }
+        if turn.now_us() < lacking.1 + LACKING_US {
+            self.tell_phase(turn, wanted, Phase::Waiting, note);
+        } else {
+            self.step_failed(turn, original, wanted, format!("for {} s, {why}", LACKING_US / 1_000_000));
         }
     }
 

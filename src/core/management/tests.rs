@@ -57,6 +57,9 @@ struct Group {
     wrong_ms: BTreeMap<usize, i64>,
     /// Hosts whose original servers cannot take an address.
     without_network: BTreeSet<usize>,
+    /// Servers that cannot look at addresses, and those that get no lease.
+    blind: BTreeSet<usize>,
+    without_lease: BTreeSet<usize>,
     /// How many of the next installations fail.
     bad_installs: usize,
     /// How long an installation takes, in ms.
@@ -143,6 +146,8 @@ impl Group {
             away: BTreeSet::new(),
             wrong_ms: BTreeMap::new(),
             without_network: BTreeSet::new(),
+            blind: BTreeSet::new(),
+            without_lease: BTreeSet::new(),
             bad_installs: 0,
             install_ms: 20,
             first_report_us: 1,
@@ -346,7 +351,8 @@ impl Group {
             Act::Send { peers, message } => {
                 for peer in peers {
                     let to = self.index(&peer);
-                    if self.reaches(index, to) {
+                    let is_grant = matches!(message, Message::Lease(LeaseMessage::Grant { .. }));
+                    if self.reaches(index, to) && !(is_grant && self.without_lease.contains(&to)) {
                         let peer = self.servers[index].name.clone();
                         self.plan(300, Event::To(to, Cause::Message { peer, message: message.clone() }));
                     }
@@ -411,7 +417,8 @@ impl Group {
             ManagementOutput::Look { id, address, .. } => {
                 let answers =
                     self.holders(address).into_iter().any(|holder| self.reaches(index, holder) || holder == index);
-                self.reply(index, 100 * MS, ManagementInput::Looked { id, outcome: Ok(answers) });
+                let outcome = if self.blind.contains(&index) { Err("no interface".into()) } else { Ok(answers) };
+                self.reply(index, 100 * MS, ManagementInput::Looked { id, outcome });
             }
             ManagementOutput::Run(run) => {
                 self.reasons.push(format!("{} runs {} for {}", self.servers[index].name, run.hook.word(), run.server));
@@ -752,6 +759,28 @@ fn an_operator_recovers_drains_and_lets_return() {
 }
 
 #[test]
+fn all_stand_ins_of_a_host_that_is_drained_move() {
+    let mut group = Group::new(5);
+    group.add_original(4, "original-2");
+    for number in [2, 3] {
+        group.servers[number as usize - 1].serves = false;
+        let target = server(&format!("S{number}"));
+        group.command(0, OperatorCommand::Recover { target, host: Some(server("S5")) });
+        group.wait("it is played on S5", 5_000, |group| group.host_of(number).as_deref() == Some("S5"));
+    }
+    group.run(1_000);
+    group.set("Maintenance: S5, it is drained");
+    let said = group.command(0, OperatorCommand::Drain { host: server("S5") });
+    assert_eq!(said, "answer: Ok(\"moving S3 to S1, S2 to S4\")");
+    for (number, host) in [(3, "S1"), (2, "S4")] {
+        group.wait("it is played elsewhere", 5_000, |group| group.host_of(number).as_deref() == Some(host));
+    }
+    group.set("Maintenance: S1, it is drained");
+    let said = group.command(0, OperatorCommand::Drain { host: server("S1") });
+    assert!(said.starts_with("answer: Err(\"no other host can take the stand-in of S3: "), "{said}");
+}
+
+#[test]
 fn a_server_that_is_told_to_come_back_before_it_knows_that_it_is_out_comes_back() {
     let mut group = Group::new(4);
     group.cut("S2", true);
@@ -789,6 +818,41 @@ fn an_installation_that_fails_is_made_elsewhere() {
     group.power_off("S2");
     group.wait("S2 is played", 8_000, |group| group.host_of(2).is_some());
     assert_eq!(group.recoveries(), 2, "{}", group.story());
+}
+
+#[test]
+fn a_host_that_can_neither_look_nor_get_a_lease_is_not_waited_for_for_ever() {
+    let look: fn(&mut Group) = |group| group.blind.extend([0, 2]);
+    let lease: fn(&mut Group) = |group| group.without_lease.extend([0]);
+    for lacks in [look, lease] {
+        let mut group = Group::new(4);
+        // Its own address, it holds without a lease.
+        group.set("Service: S1, 10.0.0.1/24, shared");
+        lacks(&mut group);
+        group.run(3_000);
+        group.power_off("S2");
+        group.wait("S1 is to play S2", 6_000, |group| group.recoveries() == 1);
+        assert_eq!(group.lines("Problem"), ["---, S2, ---"]);
+        let took_ms = group.wait("S2 is played elsewhere", 40_000, |group| group.host_of(2).is_some());
+        assert!(took_ms > 30_000, "it may be a matter of the moment\n{}", group.story());
+        assert_ne!(group.host_of(2).as_deref(), Some("S1"));
+        assert_eq!(group.recoveries(), 2, "{}", group.story());
+    }
+}
+
+#[test]
+fn a_group_that_was_without_a_quorum_moves_no_stand_ins() {
+    let mut group = Group::new(5);
+    group.install_ms = 5_000;
+    group.power_off("S2");
+    group.wait("S2 is to be played by S1", 6_000, |group| group.recoveries() == 1);
+    ["S3", "S4", "S5"].into_iter().for_each(|name| group.power_off(name));
+    group.run(60_000);
+    assert_eq!(group.host_of(2), None, "{}", group.story());
+    ["S3", "S4", "S5"].into_iter().for_each(|name| group.power_on(name));
+    group.wait("S2 is played", 5_000, |group| group.host_of(2).as_deref() == Some("S1"));
+    group.run(10_000);
+    assert_eq!(group.recoveries(), 1, "{}", group.story());
 }
 
 #[test]

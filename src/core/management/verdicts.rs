@@ -36,6 +36,9 @@ const SETTLE_US: u64 = 5_000_000;
 /// How long the verdict on a stand-in's service must stand before it is given up, in microseconds: another one takes seconds, and
 /// one that is only slow would be made anew again and again.
 const PATIENCE_US: u64 = 3_000_000;
+/// How long a manager that has a lease again leaves hosts the time to get theirs, and the address that they waited for, in
+/// microseconds.
+const REUNION_US: u64 = 3_000_000;
 /// Between two restarts of the own service, in microseconds.
 const RESTART_US: u64 = 10_000_000;
 
@@ -70,6 +73,8 @@ pub(super) struct Verdicts {
     seen: BTreeMap<ServerName, (RecoveryRow, u64)>,
     /// Until when a stand-in is borne with that may only be slow.
     patience_us: BTreeMap<ServerName, u64>,
+    /// Since when this server has had a lease without a break.
+    current_us: Option<u64>,
     next_restart_us: u64,
     hooks: BTreeMap<HookId, HookRun>,
     /// For which decision each fence was run.
@@ -110,6 +115,7 @@ impl Management {
         }
         // Without a lease it may have missed the latest decisions.
         let is_current = self.in_group() && self.lease_left_ms(turn.now_us()) > 0;
+        self.verdicts.current_us = is_current.then(|| self.verdicts.current_us.unwrap_or(turn.now_us()));
         if turn.scene.lifecycle != Lifecycle::Operating || !is_current {
             return;
         }
@@ -220,12 +226,14 @@ impl Management {
             member.is_some_and(|member| member.recovery.is_none())
         };
         let was_out = |name: &ServerName| self.came(name).is_some_and(|came| came.slot > recovery.slot);
+        let is_reunited = self.verdicts.current_us.is_some_and(|since_us| now_us >= since_us + REUNION_US);
         let failed = row.filter(|row| row.phase == Phase::Failed && row.slot == recovery.slot);
         let not = recovery.place.as_ref();
         let (why, not, cause) = match (&host, failed) {
             (None, _) => ("a host is free now".to_owned(), None, Cause::Host),
             (Some(host), _) if !in_group(host) => (format!("{host} is out of the group"), not, Cause::Host),
             (Some(host), _) if was_out(host) => (format!("{host} was out of the group meanwhile"), None, Cause::Host),
+            _ if !is_reunited => return,
             (Some(host), Some(row)) => (format!("{host} has failed at it: {}", row.note), not, Cause::StandIn),
             (Some(host), None) if stuck => (format!("{host} does not get on"), not, Cause::StandIn),
             _ => return,

@@ -182,11 +182,11 @@ impl<M: Machine> Worker<M> {
             GuestAction::Install { target, procedure, address } => self.install(token, &target, procedure, address),
             GuestAction::TakeAddress { address, lease_ms } => self.begin(token, GuestState::Serving).and_then(|()| {
                 let taken = self.machine.take_address(&self.record.instance, address, until_ns(lease_ms));
-                self.after_address(taken)
+                self.after_address(address, taken)
             }),
             GuestAction::HoldAddress { address, lease_ms } => self.raise(token).and_then(|()| {
                 let held = self.machine.hold_address(&self.record.instance, address, until_ns(lease_ms));
-                if held.is_err() { self.after_address(held) } else { held }
+                if held.is_err() { self.after_address(address, held) } else { held }
             }),
             GuestAction::ReleaseAddress { .. } => self.release(token),
             GuestAction::Reset => self.make_anew(token),
@@ -243,8 +243,16 @@ impl<M: Machine> Worker<M> {
         Ok(())
     }
 
-    fn after_address(&mut self, done: Result<(), Failed>) -> Result<(), Failed> {
-        match (&done, self.machine.look(&self.record.instance)) {
+    fn after_address(&mut self, address: ServiceAddress, done: Result<(), Failed>) -> Result<(), Failed> {
+        let seen = match (&done, self.machine.look(&self.record.instance)) {
+            // Its server has another address now: it is still good for that one.
+            (Err(_), Seen::Running(Some(held))) if held != address => {
+                let released = self.machine.release_address(&self.record.instance);
+                released.map_or_else(Seen::Unknown, |()| Seen::Running(None))
+            }
+            (_, seen) => seen,
+        };
+        match (&done, seen) {
             (Ok(()), _) => self.end(GuestState::Serving, ""),
             (Err(why), Seen::Running(None)) => self.end(GuestState::Installed, why.clone()),
             (Err(why), _) => self.break_down(&why.clone()),
@@ -413,8 +421,13 @@ mod tests {
     const ADDRESS: ServiceAddress =
         ServiceAddress { ip: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)), prefix: 24 };
 
-    /// A machine that runs and holds an address, neither lets go nor ends, if it is `stuck`; whose driver has a bug, if it `panics`.
+    const OTHER: ServiceAddress =
+        ServiceAddress { ip: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 3)), prefix: 24 };
+
+    /// A machine that runs and holds an address, does not let go if it is `mute`, and does not end if it is `stuck`; whose driver
+    /// has a bug, if it `panics`.
     struct Stubborn {
+        mute: bool,
         stuck: bool,
         panics: bool,
         seen: Seen,
@@ -447,11 +460,15 @@ mod tests {
         fn take_address(&mut self, _: &str, _: ServiceAddress, _: u64) -> Result<(), Failed> {
             Ok(())
         }
-        fn hold_address(&mut self, _: &str, _: ServiceAddress, _: u64) -> Result<(), Failed> {
-            Ok(())
+        fn hold_address(&mut self, _: &str, address: ServiceAddress, _: u64) -> Result<(), Failed> {
+            if self.seen == Seen::Running(Some(address)) { Ok(()) } else { Err("it does not hold that".into()) }
         }
         fn release_address(&mut self, _: &str) -> Result<(), Failed> {
-            Err("it does not answer".into())
+            if self.mute {
+                return Err("it does not answer".into());
+            }
+            self.seen = Seen::Running(None);
+            Ok(())
         }
         fn destroy(&mut self, _: &str) -> Result<(), Failed> {
             if self.stuck { Err("the hypervisor does not answer".into()) } else { Ok(()) }
@@ -508,7 +525,7 @@ mod tests {
         for (action, stuck, state) in outcomes {
             let folder = tempfile::tempdir().unwrap();
             kept(folder.path(), &serving());
-            let machine = Stubborn { stuck, panics: false, seen: Seen::Running(Some(ADDRESS)) };
+            let machine = Stubborn { mute: true, stuck, panics: false, seen: Seen::Running(Some(ADDRESS)) };
             let order = GuestOrder { id: 1, original: "original-1".into(), token: 8, action };
             let (guest, _) = told(folder.path(), machine, vec![order]);
             assert_eq!(guest.state, state, "{}", guest.note);
@@ -526,7 +543,7 @@ mod tests {
             action: GuestAction::Resume { target: ServerName::new("S3").unwrap() },
         };
         crate::edge::guests::forget_decisions(folder.path()).unwrap();
-        let machine = Stubborn { stuck: false, panics: false, seen: Seen::Running(Some(ADDRESS)) };
+        let machine = Stubborn { mute: true, stuck: false, panics: false, seen: Seen::Running(Some(ADDRESS)) };
         let (guest, _) = told(folder.path(), machine, vec![resume]);
         assert_eq!((guest.state, guest.token), (GuestState::Running, 5), "{}", guest.note);
     }
@@ -539,12 +556,25 @@ mod tests {
         let orders = (8..).zip(actions);
         let orders =
             orders.map(|(token, action)| GuestOrder { id: token, original: "original-1".into(), token, action });
-        let machine = Stubborn { stuck: false, panics: true, seen: Seen::Suspended };
+        let machine = Stubborn { mute: true, stuck: false, panics: true, seen: Seen::Suspended };
         let (guest, outcomes) = told(folder.path(), machine, orders.collect());
         assert_eq!(guest.state, GuestState::Suspended, "{}", guest.note);
         assert!(
             matches!(&outcomes[..], [GuestOutcome::Failed(why), GuestOutcome::Done(_)] if why.contains("what never happens")),
             "{outcomes:?}"
         );
+    }
+
+    #[test]
+    fn a_stand_in_whose_server_got_another_address_lets_go_of_the_old_one_and_stays() {
+        let hold = GuestAction::HoldAddress { address: OTHER, lease_ms: 2_000 };
+        for (mute, state) in [(false, GuestState::Installed), (true, GuestState::Broken)] {
+            let folder = tempfile::tempdir().unwrap();
+            kept(folder.path(), &serving());
+            let machine = Stubborn { mute, stuck: false, panics: false, seen: Seen::Running(Some(ADDRESS)) };
+            let order = GuestOrder { id: 1, original: "original-1".into(), token: 7, action: hold.clone() };
+            let (guest, _) = told(folder.path(), machine, vec![order]);
+            assert_eq!(guest.state, state, "{}", guest.note);
+        }
     }
 }
