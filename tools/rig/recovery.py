@@ -561,7 +561,8 @@ def _write(bench: Bench, cases: list[Case], preset: str) -> None:
                 rows.writerows([case.name, number, phase, f"{value:.1f}"] for phase, value in found.items())
     outages = {case.name: [found["outage (client)"] for found in case.runs] for case in cases if case.runs}
     plot.distributions(bench.folder, "recovery", "A client's outage", "milliseconds from the failure (log scale)", outages, "runs")
-    lines = ["# From a failure to a stand-in that answers", ""]
+    title = "# From a failure to a stand-in that answers" + (", with the preset `paper`" if preset == "paper" else "")
+    lines = [title, ""]
     lines += ["| failure | runs | " + " | ".join(f"{phase} ms" for phase in phases) + " | spread of the outage ms |"]
     lines += ["|---" * (len(phases) + 3) + "|"]
     for case in cases:
