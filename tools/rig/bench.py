@@ -36,15 +36,22 @@ class Options:
 class Bench:
     """One run: its options, its folder, its results."""
 
-    def __init__(self, options: Options, folder: Path, progress: Progress) -> None:
+    def __init__(self, options: Options, folder: Path, progress: Progress, keep: str = "") -> None:
+        """What an earlier run left in the folder goes, but for what is called `keep`."""
         self.options = options
         self.folder = folder
         self.progress = progress
         self.results = Results()
         self.work = folder / "work"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():
+            if old.is_dir() and not old.is_symlink():
+                if old.name != keep:
+                    shutil.rmtree(old)
+            else:
+                old.unlink()
         self.processes = Processes(folder / "logs")
-        self.work.mkdir(parents=True)
+        self.work.mkdir()
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:

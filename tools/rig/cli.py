@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     seven.add_argument("--runs", type=int, default=10, help="of each case (default: 10)")
     seven.add_argument("--paper-runs", type=int, default=10, help="of each with the preset paper and with the conventional method (default: 10)")
     seven.add_argument("--extra-runs", type=int, default=10, help="of each further failure, and of the peers (default: 10)")
-    seven.add_argument("--only", default=",".join(experiment.PARTS), metavar="PARTS", help="of: %(default)s")
+    seven.add_argument("--only", default=",".join(experiment.PARTS), metavar="PARTS", help="of: %(default)s; what OUT has of the others stays in the report")
     seven.set_defaults(samples=100, slow_samples=3, interval_ms=20, rounds=2)
     seven.set_defaults(run=_experiment)
 
@@ -157,7 +157,7 @@ def _recovery(arguments: argparse.Namespace, progress: Progress) -> int:
 def _experiment(arguments: argparse.Namespace, progress: Progress) -> int:
     parts = _chosen(arguments.only, experiment.PARTS)
     _need_root()
-    experiment.run(_bench(arguments, progress), arguments.runs, arguments.paper_runs, arguments.extra_runs, parts)
+    experiment.run(_bench(arguments, progress, experiment.KEPT), arguments.runs, arguments.paper_runs, arguments.extra_runs, parts)
     return 0
 
 
@@ -168,7 +168,7 @@ def _clean(arguments: argparse.Namespace, progress: Progress) -> int:
     return 0
 
 
-def _bench(arguments: argparse.Namespace, progress: Progress) -> Bench:
+def _bench(arguments: argparse.Namespace, progress: Progress, keep: str = "") -> Bench:
     """The run's folder, with the plotting library in place and a warning when the machine is busy."""
     packages.ensure(["iproute2"], progress)
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
@@ -186,7 +186,7 @@ def _bench(arguments: argparse.Namespace, progress: Progress) -> Bench:
         binary=arguments.binary,
     )
     folder = arguments.out or RESULTS / arguments.command
-    return Bench(options, folder.resolve(), progress)
+    return Bench(options, folder.resolve(), progress, keep)
 
 
 def _chosen(text: str, known: Iterable[str]) -> list[str]:

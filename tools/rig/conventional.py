@@ -38,8 +38,9 @@ def measure(bench: Bench, runs: int) -> list[recovery.Case]:
         group = Conventional(bench, share)
         try:
             group.start()
-            failures = {"St": group.fail_service, "Nt": group.cut_off, "St and Nt, neighbours": group.fail_neighbours}
-            return [recovery.repeat(bench, f"{name}, conventional (NFS)", runs, TARGETS[:1], fail) for name, fail in failures.items()]
+            return [
+                recovery.repeat(bench, f"{name}, conventional (NFS)", runs, TARGETS[:1], fail) for name, fail in group.papers_failures().items()
+            ]
         finally:
             group.stop()
 

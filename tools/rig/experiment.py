@@ -9,34 +9,90 @@ the failure to the first answer of the stand-in. Of several servers the last cou
 rest. "Alone" is what it takes to resume an original, put the procedure into it and run it, on the idle group (`p2pdb procedure test`).
 """
 
+import contextlib
 import csv
 import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from . import conventional, etcd, machine, namespaces, nfs, p2pdb, pacemaker, packages, paper_group, plot, recovery, report, starts, sync
 from .bench import Bench
 from .errors import RigError, Skipped
+from .measure import Latency, Results
 from .paper_group import NAMES, NETWORK_RATE, PaperGroup
 from .recovery import Case
 from .starts import Starts
 from .virtual_machines import IMAGE, MEMORY_MIB
 
 NO_DECISION_S = 10
+# The paper's failures that are made with the preset `fast` as well; with `paper` all are.
+QUICK = ["St", "Nt", "St and Nt, neighbours"]
+# By how much the paper's method was quicker than its conventional one: Fig. 14, and Fig. 15 for two servers.
+PAPER_RATIO, PAPER_RATIO_OF_TWO = 1.9, 2.2
 METHODS = (sync, p2pdb, etcd, nfs, starts, conventional, recovery, pacemaker)
+# In the order in which they are measured and told.
 PARTS = ("sync", "starts", "fast", "more", "paper", "peers")
+# The folder of the parts, which outlives the next run.
+KEPT = "parts"
 
 
 @dataclass
-class Findings:
-    """What was found so far."""
+class Part:
+    """What one part found, of which code, and when; kept as a file, so that parts can be measured one after the other."""
 
+    source: str = ""
+    ended: str = ""
+    minutes: float = 0
     starts: Starts = field(default_factory=Starts)
     cases: list[Case] = field(default_factory=list)
     alone_ms: list[float] = field(default_factory=list)
-    begun: float = field(default_factory=time.monotonic)
+    # How p2pdb itself explains the last run of a failure.
+    stories: dict[str, str] = field(default_factory=dict)
+    results: Results = field(default_factory=Results)
+
+    @staticmethod
+    def read(file: Path) -> "Part":
+        held = json.loads(file.read_text(encoding="utf-8"))
+        results = held.pop("results")
+        part = Part(**held)
+        part.starts = Starts(**held["starts"])
+        part.cases = [Case(**case) for case in held["cases"]]
+        part.results = Results(latencies=[Latency(**series) for series in results["latencies"]], notes=results["notes"])
+        part.results.skipped = [(name, why) for name, why in results["skipped"]]
+        return part
+
+
+class Findings:
+    """What was found so far: the parts, in their order."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / KEPT
+        self._folder.mkdir(exist_ok=True)
+        self.parts = {name: Part.read(file) for name in PARTS if (file := self._folder / f"{name}.json").exists()}
+
+    def put(self, name: str, part: Part) -> None:
+        (self._folder / f"{name}.json").write_text(json.dumps(asdict(part), indent=1), encoding="utf-8")
+        self.parts = {known: part if known == name else self.parts[known] for known in PARTS if known in {*self.parts, name}}
+
+    @property
+    def results(self) -> Results:
+        """Of the synchronisation, if that was measured."""
+        return self.parts["sync"].results if "sync" in self.parts else Results()
+
+    @property
+    def starts(self) -> Starts:
+        return self.parts["starts"].starts if "starts" in self.parts else Starts()
+
+    @property
+    def alone_ms(self) -> list[float]:
+        return [value for part in self.parts.values() for value in part.alone_ms]
+
+    @property
+    def cases(self) -> list[Case]:
+        return [case for part in self.parts.values() for case in part.cases if case.runs]
 
     def case(self, name: str) -> Case | None:
         return next((case for case in self.cases if case.name == name), None)
@@ -46,84 +102,106 @@ class Findings:
         return case.median(phase) if case else None
 
 
+class Run:
+    """The measuring of one part."""
+
+    def __init__(self, bench: Bench, findings: Findings, name: str) -> None:
+        self._bench, self._findings, self._name = bench, findings, name
+        self._begun = time.monotonic()
+        bench.results = Results()
+        self.part = Part(results=bench.results)
+
+    def keep(self) -> None:
+        """What was found so far stands, whatever comes."""
+        facts = machine.facts(self._bench.folder)
+        self.part.source, self.part.ended = facts["source"], facts["date"]
+        self.part.minutes = (time.monotonic() - self._begun) / 60
+        self._findings.put(self._name, self.part)
+        _write(self._bench, self._findings)
+
+    def repeat(self, name: str, runs: int, server: int, fail: Callable[[int], dict[str, float]]) -> None:
+        self.part.cases.append(recovery.repeat(self._bench, name, runs, [server], fail))
+        self.keep()
+
+
 def run(bench: Bench, runs: int, paper_runs: int, extra_runs: int, parts: list[str]) -> None:
+    """Measures parts; those that the folder has from before and that are not measured now stay in the report."""
     packages.ensure(paper_group.PROGRAMS, bench.progress)
-    found = Findings()
-    if "sync" in parts:
-        sync.run(bench, ["p2pdb", "etcd", "nfs"])
-    with namespaces.machine_lock():
-        measures = {
-            "starts": lambda: _measure_starts(bench, found, runs),
-            "fast": lambda: _measure_fast(bench, found, runs, extra_runs),
-            "more": lambda: _measure_more(bench, found, extra_runs),
-            "paper": lambda: _measure_paper(bench, found, paper_runs),
-            "peers": lambda: _measure_peers(bench, found, extra_runs),
-        }
-        for part, measure in measures.items():
-            if part not in parts:
-                continue
+    findings = Findings(bench.folder)
+    measures = {
+        "sync": lambda _: sync.run(bench, ["p2pdb", "etcd", "nfs"]),
+        "starts": lambda run: _measure_starts(bench, run, runs),
+        "fast": lambda run: _measure_fast(bench, run, runs, extra_runs),
+        "more": lambda run: _measure_more(bench, run, extra_runs),
+        "paper": lambda run: _measure_paper(bench, run, paper_runs),
+        "peers": lambda run: _measure_peers(bench, run, extra_runs),
+    }
+    for name in (name for name in PARTS if name in parts):
+        part = Run(bench, findings, name)
+        # The part `sync` takes the lock itself.
+        with contextlib.nullcontext() if name == "sync" else namespaces.machine_lock():
             try:
-                measure()
+                measures[name](part)
             except RigError as why:
                 # What was measured before stands.
-                bench.skip(f"the rest of {part}", str(why))
-            _write(bench, found)
+                bench.skip(f"the rest of {name}", str(why))
+        part.keep()
     bench.progress.clear()
-    print("\n".join(_write(bench, found)))
+    print("\n".join(_write(bench, findings)))
     print(f"\n{bench.folder / 'report.md'}")
 
 
-def _measure_starts(bench: Bench, found: Findings, runs: int) -> None:
+def _measure_starts(bench: Bench, run: Run, runs: int) -> None:
     with recovery._network(NETWORK_RATE), bench.fresh():
-        found.starts = starts.measure(bench, runs)
+        run.part.starts = starts.measure(bench, runs)
 
 
-def _measure_fast(bench: Bench, found: Findings, runs: int, few: int) -> None:
+def _measure_fast(bench: Bench, run: Run, runs: int, few: int) -> None:
     with recovery._network(NETWORK_RATE), bench.fresh():
         group = PaperGroup(bench, "fast")
         try:
             group.start()
-            found.alone_ms = [group.procedure_alone(5) for _ in range(few)]
-            _add_papers_cases(bench, found, group, "fast", runs)
+            run.part.alone_ms = [group.procedure_alone(5) for _ in range(few)]
+            _add_papers_cases(run, group, "fast", runs, QUICK)
             for server in (1, 2, 3, 4):
-                _repeat(bench, found, f"St of {NAMES[server]}, fast", few, server, group.fail_service)
+                run.repeat(f"St of {NAMES[server]}, fast", few, server, group.fail_service)
         finally:
             group.stop()
 
 
-def _measure_more(bench: Bench, found: Findings, few: int) -> None:
+def _measure_more(bench: Bench, run: Run, few: int) -> None:
     """Beyond the paper."""
     with recovery._network(NETWORK_RATE), bench.fresh():
         group = PaperGroup(bench, "fast")
         try:
             group.start()
-            _repeat(bench, found, "three machines, fast", few, 4, lambda _: group.fail_machines([4, 5, 6]))
-            _repeat(bench, found, "the host of a stand-in, fast", few, 5, group.fail_host_of_stand_in)
-            _repeat(bench, found, "two parted from four, fast", few, 5, lambda _: group.split([5, 6]))
+            run.repeat("three machines, fast", few, 4, lambda _: group.fail_machines([4, 5, 6]))
+            run.repeat("the host of a stand-in, fast", few, 5, group.fail_host_of_stand_in)
+            run.repeat("two parted from four, fast", few, 5, lambda _: group.split([5, 6]))
             without = "half with the first elector, without witness, fast"
-            _repeat(bench, found, without, 1, 1, lambda _: group.fail_half_without_decision([1, 2, 3], NO_DECISION_S))
+            run.repeat(without, 1, 1, lambda _: group.fail_half_without_decision([1, 2, 3], NO_DECISION_S))
             group.add_witness()
-            _repeat(bench, found, "half with the first elector, with witness, fast", few, 1, lambda _: group.fail_machines([1, 2, 3]))
+            run.repeat("half with the first elector, with witness, fast", few, 1, lambda _: group.fail_machines([1, 2, 3]))
         finally:
             group.stop()
 
 
-def _measure_paper(bench: Bench, found: Findings, runs: int) -> None:
+def _measure_paper(bench: Bench, run: Run, runs: int) -> None:
     with recovery._network(NETWORK_RATE), bench.fresh():
         group = PaperGroup(bench, "paper")
         try:
             group.start()
-            _add_papers_cases(bench, found, group, "paper", runs)
+            _add_papers_cases(run, group, "paper", runs, list(group.papers_failures()))
         finally:
             group.stop()
-    found.cases += conventional.measure(bench, runs)
+    run.part.cases += conventional.measure(bench, runs)
 
 
-def _measure_peers(bench: Bench, found: Findings, few: int) -> None:
+def _measure_peers(bench: Bench, run: Run, few: int) -> None:
     for interval in ("1", "0.1"):
         with recovery._network(), bench.fresh():
-            found.cases += _unless_skipped(bench, "keepalived", lambda interval=interval: [recovery._keepalived(bench, interval, few)])
-    found.cases += _unless_skipped(bench, "Pacemaker", lambda: pacemaker.measure(bench, few))
+            run.part.cases += _unless_skipped(bench, "keepalived", lambda interval=interval: [recovery._keepalived(bench, interval, few)])
+    run.part.cases += _unless_skipped(bench, "Pacemaker", lambda: pacemaker.measure(bench, few))
 
 
 def _unless_skipped(bench: Bench, name: str, measure: Callable[[], list[Case]]) -> list[Case]:
@@ -134,69 +212,71 @@ def _unless_skipped(bench: Bench, name: str, measure: Callable[[], list[Case]]) 
         return []
 
 
-def _add_papers_cases(bench: Bench, found: Findings, group: PaperGroup, preset: str, runs: int) -> None:
-    failures = {"St": group.fail_service, "Nt": group.cut_off, "St and Nt, neighbours": group.fail_neighbours}
-    for failure, fail in failures.items():
-        _repeat(bench, found, f"{failure}, {preset}", runs, 5, fail)
-        _keep_story(bench, group, f"{failure}, {preset}")
-
-
-def _repeat(bench: Bench, found: Findings, name: str, runs: int, server: int, fail: Callable[[int], dict[str, float]]) -> None:
-    found.cases.append(recovery.repeat(bench, name, runs, [server], fail))
-    _write(bench, found)
-
-
-def _keep_story(bench: Bench, group: PaperGroup, name: str) -> None:
-    """How p2pdb itself explains the last run of a failure."""
-    (bench.folder / f"why {name}.txt").write_text(group.story, encoding="utf-8")
+def _add_papers_cases(run: Run, group: PaperGroup, preset: str, runs: int, failures: list[str]) -> None:
+    for failure in failures:
+        run.repeat(f"{failure}, {preset}", runs, 5, group.papers_failures()[failure])
+        run.part.stories[f"{failure}, {preset}"] = group.story
 
 
 # ---- the report ----
 
 
 def _write(bench: Bench, found: Findings) -> list[str]:
-    cases = [case for case in found.cases if case.runs]
-    _write_samples(bench, found, cases)
-    pictures = _plot(bench, found, cases)
+    _write_samples(bench, found)
+    for part in found.parts.values():
+        for name, story in part.stories.items():
+            (bench.folder / f"why {name}.txt").write_text(story, encoding="utf-8")
+    pictures = _plot(bench, found)
     lines = ["## How the goals stand", "", *_goals(found), ""]
-    if bench.results.latencies:
-        lines += ["## Synchronisation of an edit (Fig. 7)", "", *report.table(bench.results), ""]
+    if found.results.latencies:
+        lines += ["## Synchronisation of an edit (Fig. 7)", "", *report.table(found.results), ""]
         lines += ["The paper's files took 110 ms to all servers. To *all five others*: the slowest counts.", ""]
     if found.starts.samples:
         lines += ["## Start of virtual machines (Fig. 9)", "", *_start_table(found.starts), "", *_cost_table(found.starts), ""]
-    if cases:
-        lines += ["## Recovery (Figs. 14 and 15)", "", *_recovery_table(cases), "", *_remarks(found), ""]
-    facts = [f"- {name}: {value}" for name, value in machine.facts(bench.folder).items()]
-    image = json.loads((IMAGE / "image.json").read_text())
-    took_s = time.monotonic() - found.begun
-    facts.append(f"- guests: {MEMORY_MIB} MiB, one emulated processor, {len(image['packages'])} packages; the experiment took {took_s / 60:.0f} min")
-    facts += [f"- {name}: {version}" for name, version in bench.results.notes.items()]
-    facts += [f"- skipped: {name}: {why}" for name, why in bench.results.skipped]
+    if found.cases:
+        lines += ["## Recovery (Figs. 14 and 15)", "", *_recovery_table(found.cases), "", *_remarks(found), ""]
     methods = [f"- {' '.join((module.__doc__ or '').split())}" for module in METHODS]
     method = " ".join((__doc__ or "").split())
-    text = ["# The paper's experiment", "", *lines, *pictures, "## Method", "", method, "", *methods, "", "## Machine", "", *facts, ""]
+    text = ["# The paper's experiment", "", *lines, *pictures, "## Method", "", method, "", *methods, ""]
+    text += ["## Parts, and the machine", "", *_part_table(found), "", *_facts(bench, found), ""]
     (bench.folder / "report.md").write_text("\n".join(text), encoding="utf-8")
     return lines
 
 
-def _write_samples(bench: Bench, found: Findings, cases: list[Case]) -> None:
+def _part_table(found: Findings) -> list[str]:
+    rows = [[name, part.source, part.ended, f"{part.minutes:.0f}"] for name, part in found.parts.items()]
+    return report.aligned([["part", "code", "ended", "minutes"], *rows])
+
+
+def _facts(bench: Bench, found: Findings) -> list[str]:
+    image = json.loads((IMAGE / "image.json").read_text())
+    facts = {name: value for name, value in machine.facts(bench.folder).items() if name not in ("source", "date")}
+    facts["guests"] = f"{MEMORY_MIB} MiB, one emulated processor, {len(image['packages'])} packages"
+    for part in found.parts.values():
+        facts |= part.results.notes
+    lines = [f"- {name}: {value}" for name, value in facts.items()]
+    skipped = dict.fromkeys(entry for part in found.parts.values() for entry in part.results.skipped)
+    return lines + [f"- skipped: {name}: {why}" for name, why in skipped]
+
+
+def _write_samples(bench: Bench, found: Findings) -> None:
     with open(bench.folder / "samples.csv", "w", newline="", encoding="utf-8") as out:
         rows = csv.writer(out)
         rows.writerow(["case", "run", "phase", "milliseconds"])
-        for series in bench.results.latencies:
+        for series in found.results.latencies:
             rows.writerows([series.label, number, "edit", f"{value:.3f}"] for number, value in enumerate(series.milliseconds(), 1))
         for kind, values in found.starts.samples.items():
             rows.writerows([kind, number, "start", f"{value:.1f}"] for number, value in enumerate(values, 1))
         rows.writerows(["procedure alone", number, "resume and install", f"{value:.1f}"] for number, value in enumerate(found.alone_ms, 1))
-        for case in cases:
+        for case in found.cases:
             for number, phases in enumerate(case.runs, 1):
                 rows.writerows([case.name, number, phase, f"{value:.1f}"] for phase, value in phases.items())
 
 
-def _plot(bench: Bench, found: Findings, cases: list[Case]) -> list[str]:
+def _plot(bench: Bench, found: Findings) -> list[str]:
     names = []
-    if bench.results.latencies:
-        plot.latencies(bench.results, bench.folder)
+    if found.results.latencies:
+        plot.latencies(found.results, bench.folder)
         names.append("latency")
     if found.starts.samples:
         plot.rows(bench.folder, "starts", "Start of virtual machines", "milliseconds until they answer (log scale)", found.starts.samples)
@@ -209,7 +289,7 @@ def _plot(bench: Bench, found: Findings, cases: list[Case]) -> list[str]:
         title = "Two originals: what they cost while they wait, and how soon they answer"
         plot.points(bench.folder, "keeping", title, "MiB of memory for two", "milliseconds until both answer", points)
         names.append("keeping")
-    outages = {case.name: [phases["outage (client)"] for phases in case.runs] for case in cases}
+    outages = {case.name: [phases["outage (client)"] for phases in case.runs] for case in found.cases}
     if outages:
         plot.rows(bench.folder, "disconnection", "A client's disconnection", "milliseconds from the failure (log scale)", outages)
         names.append("disconnection")
@@ -229,8 +309,12 @@ def _goals(found: Findings) -> list[str]:
     goal("St, verdict to answering: at most 1.5 × resume + push + run alone", _ratio(_from_certain(found, "St, fast"), alone), 1.5)
     installed = _ratio(_from_certain(found, "Nt, fast", "installed"), alone)
     goal("Nt, warm-up hides at least half: verdict to installed at most 0.5 × alone", installed, 0.5)
-    for name, paper in (("St", 1.9), ("Nt", 1.9), ("St and Nt, neighbours", 2.2)):
-        ours, theirs = (found.median(f"{name}, {which}", recovery.FUNCTION) for which in ("paper", "conventional (NFS)"))
+    for case in found.cases:
+        name, _, preset = case.name.rpartition(", ")
+        if preset != "paper":
+            continue
+        ours, theirs = case.median(recovery.FUNCTION), found.median(f"{name}, conventional (NFS)", recovery.FUNCTION)
+        paper = PAPER_RATIO_OF_TWO if "neighbours" in name else PAPER_RATIO
         goal(f"recovery of the function, {name}: conventional at least {paper} × ours (preset paper)", _ratio(theirs, ours), None, paper)
     return report.aligned([["goal", "found", "kept"], *rows])
 

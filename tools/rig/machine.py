@@ -18,6 +18,13 @@ def facts(folder: Path) -> dict[str, str]:
     }
 
 
+def processor_ticks() -> tuple[int, int]:
+    """What all processors were idle so far, and all of their time."""
+    with open("/proc/stat", encoding="ascii") as stat:
+        ticks = [int(word) for word in stat.readline().split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
+
+
 def _first(path: str, key: str, separator: str = ":") -> str:
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(separator)

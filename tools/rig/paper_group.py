@@ -6,6 +6,9 @@ own and one original: a machine of the image `full`, emulated. A server's own se
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 from . import recovery
@@ -20,10 +23,11 @@ NETWORK_RATE = "1gbit"
 REHEARSAL = "; ".join(
     [
         "mkdir -p /var/log/nginx /var/lib/nginx /run/sshd /run/squid",
-        "nginx",
-        "wget -q -O /dev/null http://127.0.0.1/",
-        "nginx -s quit",
         "cd /run",
+        'printf "user www-data; events {}\\nhttp { server { listen 80; root /etc; } }\\n" >nginx.conf',
+        "nginx -c /run/nginx.conf",
+        "wget -q -O /dev/null http://127.0.0.1/passwd",
+        "nginx -c /run/nginx.conf -s quit",
         'printf "http_port 3128\\npid_filename none\\ncache deny all\\n" >squid.conf',
         "squid -k parse -f squid.conf",
         'ssh-keygen -q -t ed25519 -N "" -f key',
@@ -161,19 +165,24 @@ class PaperGroup(Group):
 
     # ---- failures ----
 
-    def fail_neighbours(self, server: int) -> dict[str, float]:
-        """The service of one, the network of its neighbour."""
-        other = server % len(SERVERS) + 1
+    def fail_neighbours(self, kinds: tuple[str, str], server: int) -> dict[str, float]:
+        """One failure of one, at once with one of its neighbour: of the service (`St`) or the network (`Nt`)."""
+        failing = dict(zip([server, server % len(SERVERS) + 1], kinds, strict=True))
 
         def fail() -> None:
-            self._kill(self._services.pop(server))
-            recovery._plug(other, "down")
+            for failed, kind in failing.items():
+                self._kill(self._services.pop(failed)) if kind == "St" else recovery._plug(failed, "down")
 
         def mend() -> None:
-            self._start_service(server)
-            recovery._plug(other, "up")
+            for failed, kind in failing.items():
+                self._start_service(failed) if kind == "St" else recovery._plug(failed, "up")
 
-        return self._measure([server, other], fail, mend)
+        return self._measure(list(failing), fail, mend)
+
+    def papers_failures(self) -> dict[str, Callable[[int], dict[str, float]]]:
+        """Those of Figs. 14 and 15, by name."""
+        both = {f"{' and '.join(kinds)}, neighbours": partial(self.fail_neighbours, kinds) for kinds in product(("St", "Nt"), repeat=2)}
+        return {"St": self.fail_service, "Nt": self.cut_off, **both}
 
     def fail_machines(self, servers: list[int]) -> dict[str, float]:
         def mend() -> None:

@@ -20,6 +20,7 @@ class Libvirtd:
 
     def __init__(self, bench: Bench, host: int) -> None:
         self._bench = bench
+        self.host = host
         self.folder = bench.work / f"libvirt-{host}"
         # What it sees as /var/lib/libvirt, so that a saved state fits every host.
         self.machines = self.folder / "lib"
@@ -64,6 +65,7 @@ class Guest:
         libvirt.registerErrorHandler(lambda *_: None, None)
         self._connection = libvirt.open(libvirtd.uri)
         self.name = name
+        self.host = libvirtd.host
         folder = bench.work / name
         folder.mkdir()
         self.state = folder / "state"
