@@ -106,6 +106,8 @@ pub struct Verdict {
     pub role: Role,
     /// Since when it stands, however it has changed, by the monotonic clock.
     pub since_us: u64,
+    /// When the newest question was put of those whose outcomes speak for it, by the monotonic clock.
+    pub asked_us: u64,
     /// What each check says.
     pub evidence: Vec<String>,
     /// What the other manager holds, if it could be asked.
@@ -385,6 +387,7 @@ impl Watch {
             failure,
             role: target.watched.role,
             since_us: target.judged.map_or(now_us, |(_, since_us)| since_us),
+            asked_us: target.checks.iter().filter_map(Watching::failed_us).max().unwrap_or(now_us),
             evidence: self.evidence(target),
             other: other.map(|(name, health)| (name.clone(), health)),
         })

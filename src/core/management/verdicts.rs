@@ -134,7 +134,7 @@ impl Management {
     fn judge(&mut self, turn: &mut Turn, verdict: &Verdict) {
         let target = &verdict.target;
         let Some(member) = self.chain.roster().member(target).cloned() else { return };
-        if turn.record(file::MAINTENANCE, target).is_some() || self.is_settling(target, turn.now_us()) {
+        if turn.record(file::MAINTENANCE, target).is_some() || self.is_settling(target, verdict.asked_us) {
             return;
         }
         let replaces = match &member.recovery {
@@ -167,8 +167,9 @@ impl Management {
         self.wish_recovery(turn, target, replaces, not.as_ref(), &words, cause);
     }
 
-    /// Whether a server has just come into the group: it may not have its address yet.
-    fn is_settling(&self, target: &ServerName, now_us: u64) -> bool {
+    /// Whether a server had just come into the group when it was asked: it may not have had its address yet. What failed then stands
+    /// until the next question, which may be seconds away.
+    fn is_settling(&self, target: &ServerName, asked_us: u64) -> bool {
         let comes = |decision: &&std::sync::Arc<Decision>| match &decision.act {
             Act::Found { founder: server, .. } | Act::Admit { server, .. } => server == target,
             Act::Return { target: server, .. } => server == target,
@@ -176,7 +177,7 @@ impl Management {
         };
         let came = self.chain.decisions().iter().rev().find(comes);
         let learned_us = came.and_then(|decision| self.learned_us.get(&decision.slot));
-        learned_us.is_some_and(|learned_us| now_us < learned_us + SETTLE_US)
+        learned_us.is_some_and(|learned_us| asked_us < learned_us + SETTLE_US)
     }
 
     fn tell_detected(&mut self, turn: &mut Turn, target: &ServerName, words: &str) {

@@ -47,6 +47,12 @@ impl Watching {
         self.pulse.last.as_ref().is_some_and(|last| last.asked_us >= since_us && last.outcome.host_answers())
     }
 
+    /// When the last question was put, if it failed or others in a row did before it.
+    pub(super) fn failed_us(&self) -> Option<u64> {
+        self.pulse.failing_since_us()?;
+        Some(self.pulse.last.as_ref()?.asked_us)
+    }
+
     /// Whether no question that was put since then has an outcome.
     pub(super) fn unsettled(&self, since_us: u64) -> bool {
         self.pulse.last.as_ref().is_none_or(|last| last.asked_us < since_us)
