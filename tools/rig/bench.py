@@ -13,6 +13,8 @@ from .processes import Processes
 from .progress import Progress
 
 MEMORY = Path("/dev/shm/p2pdb-rig")
+# What every run leaves in its folder.
+LOGS = "logs"
 NATIVE = Path(__file__).parent / "native"
 
 
@@ -44,13 +46,16 @@ class Bench:
         self.results = Results()
         self.work = folder / "work"
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():
+        held = list(folder.iterdir())
+        if held and not (folder / LOGS).is_dir():
+            raise RigError(f"--out {folder}: there are files that no run has written; name an empty folder")
+        for old in held:
             if old.is_dir() and not old.is_symlink():
                 if old.name != keep:
                     shutil.rmtree(old)
             else:
                 old.unlink()
-        self.processes = Processes(folder / "logs")
+        self.processes = Processes(folder / LOGS)
         self.work.mkdir()
 
     @contextlib.contextmanager

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from . import manager, packages, paper_group, recovery, starts
-from .bench import Bench
+from .bench import LOGS, Bench
 from .errors import RigError
 from .paper_group import NETWORK_RATE, PaperGroup
 from .recovery import CLIENT, SERVERS
@@ -143,7 +143,7 @@ class Conventional(PaperGroup):
     def _told(self, word: str, server: int, since_ns: int) -> list[tuple[int, str]]:
         """Moments and last words of the managers' log lines."""
         told = []
-        for log in (self._bench.folder / "logs").glob("manager-S*.log"):
+        for log in (self._bench.folder / LOGS).glob("manager-S*.log"):
             for line in log.read_text().splitlines():
                 words = line.split()
                 if words[1:3] == [word, f"S{server}"] and int(words[0]) > since_ns:

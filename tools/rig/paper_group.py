@@ -31,7 +31,7 @@ REHEARSAL = "; ".join(
         'printf "http_port 3128\\npid_filename none\\ncache deny all\\n" >squid.conf',
         "squid -k parse -f squid.conf",
         'ssh-keygen -q -t ed25519 -N "" -f key',
-        "sshd -t -h key",
+        "sshd -t -f /dev/null -h key",
     ]
 )
 PROGRAMS = ["postfix", "openssh-server", "vsftpd", "squid", "nginx-light"]

@@ -3,10 +3,12 @@
 Method: machines of the image `full`, until the guest agent answers: from cold; resumed after having answered and been paused in memory,
 as p2pdb's originals are; restored from a state on disk; and restored from a state that is fetched from a file server over NFS version 4
 (ganesha on another host, read with libnfs), as in the paper's conventional method. Each for one machine and for two at once, on two
-hosts, as in the paper. A start waits until the processors are idle, so that nothing of what came before it is measured with it.
+hosts, as in the paper; each host has a core for itself, libvirtd and machines, as two hosts have. A start waits until the
+processors are idle, so that nothing of what came before it is measured with it.
 Of the two that are paused in memory the proportional set of their processes is taken, of the two on disk the size of their states.
 """
 
+import os
 import statistics
 import subprocess
 import threading
@@ -45,7 +47,8 @@ class Starts:
 
 def measure(bench: Bench, runs: int) -> Starts:
     starts = Starts()
-    libvirtds = [Libvirtd(bench, host) for host in HOSTS]
+    cores = sorted(os.sched_getaffinity(0))
+    libvirtds = [Libvirtd(bench, host, cores[index % len(cores)]) for index, host in enumerate(HOSTS)]
     guests = [Guest(bench, libvirtd, f"guest-{libvirtd.host}") for libvirtd in libvirtds]
     try:
         share = share_on(bench, CLIENT)

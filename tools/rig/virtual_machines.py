@@ -16,9 +16,9 @@ IMAGE = TOOLS.parent / "target/images/full"
 
 
 class Libvirtd:
-    """A libvirtd of one host, see `tools/own-libvirtd`."""
+    """A libvirtd of one host, see `tools/own-libvirtd`; on one core with all of its machines, if that is said."""
 
-    def __init__(self, bench: Bench, host: int) -> None:
+    def __init__(self, bench: Bench, host: int, core: int | None = None) -> None:
         self._bench = bench
         self.host = host
         self.folder = bench.work / f"libvirt-{host}"
@@ -28,7 +28,9 @@ class Libvirtd:
         self.uri = f"qemu+unix:///system?socket={socket}"
         # What is waited for is the socket of this one, not of one before.
         socket.unlink(missing_ok=True)
-        self._process = bench.processes.start(f"libvirtd-{host}", [*recovery._enter(host), str(TOOLS / "own-libvirtd"), str(self.folder)])
+        bound = [] if core is None else ["taskset", "--cpu-list", str(core)]
+        program = [*bound, str(TOOLS / "own-libvirtd"), str(self.folder)]
+        self._process = bench.processes.start(f"libvirtd-{host}", [*recovery._enter(host), *program])
         bench.processes.wait_until("libvirtd listens", socket.exists, 30)
 
     def virsh(self, *words: str) -> str:
