@@ -18,8 +18,8 @@ fn installed(host: &Host) -> Owner {
     owner
 }
 
-fn moves_between_hosts(address: &str, prefix: u8, tag: &str, tie: Tie) {
-    let network = Network::of(tag, 2, tie);
+fn moves_between_hosts(address: &str, prefix: u8, tie: Tie) {
+    let network = Network::of(2, tie);
     let hosts = [0, 1].map(|host| Host::new(&network, host, 1));
     let owners = [installed(&hosts[0]), installed(&hosts[1])];
     owners[0].done(&format!("1 7 take {address}/{prefix} 60000"));
@@ -37,7 +37,7 @@ fn a_guest_that_comes_and_goes_does_not_change_the_hardware_address_of_the_bridg
     if !possible("a_guest_that_comes_and_goes_does_not_change_the_hardware_address_of_the_bridge") {
         return;
     }
-    let network = Network::of("w", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     // Nearly every address of the kernel's own choice is lower, and a bridge takes the lowest.
     run("ip", &format!("-n {} link set uplink address fc:ff:ff:ff:ff:ff", network.host(0)));
@@ -53,21 +53,21 @@ fn a_guest_that_comes_and_goes_does_not_change_the_hardware_address_of_the_bridg
 #[test]
 fn an_ipv4_announcement_reaches_clients() {
     if possible("an_ipv4_announcement_reaches_clients") {
-        moves_between_hosts("10.91.0.50", 24, "o", Tie::Bridge);
+        moves_between_hosts("10.91.0.50", 24, Tie::Bridge);
     }
 }
 
 #[test]
 fn an_ipv4_announcement_reaches_clients_from_a_plain_interface() {
     if possible("an_ipv4_announcement_reaches_clients_from_a_plain_interface") {
-        moves_between_hosts("10.91.0.50", 24, "p", Tie::Plain);
+        moves_between_hosts("10.91.0.50", 24, Tie::Plain);
     }
 }
 
 #[test]
 fn an_ipv6_announcement_reaches_clients() {
     if possible("an_ipv6_announcement_reaches_clients") {
-        moves_between_hosts("fd91::50", 64, "q", Tie::Bridge);
+        moves_between_hosts("fd91::50", 64, Tie::Bridge);
     }
 }
 
@@ -76,7 +76,7 @@ fn clients_behind_the_router_are_answered() {
     if !possible("clients_behind_the_router_are_answered") {
         return;
     }
-    let network = Network::of("y", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let owner = installed(&host);
     owner.done("1 7 take 10.91.0.50/24 60000");
@@ -91,7 +91,7 @@ fn a_probe_sees_who_answers_and_silence() {
     if !possible("a_probe_sees_who_answers_and_silence") {
         return;
     }
-    let network = Network::of("r", 2, Tie::Bridge);
+    let network = Network::of(2, Tie::Bridge);
     let hosts = [0, 1].map(|host| Host::new(&network, host, 0));
     let owners = hosts.each_ref().map(Host::start);
     for address in ["10.91.0.60/24", "fd91::60/64"] {
@@ -110,7 +110,7 @@ fn a_server_holds_its_own_address_as_long_as_somebody_renews_it() {
     if !possible("a_server_holds_its_own_address_as_long_as_somebody_renews_it") {
         return;
     }
-    let network = Network::of("t", 1, Tie::Plain);
+    let network = Network::of(1, Tie::Plain);
     let host = Host::new(&network, 0, 0);
     let owner = host.start();
     assert_eq!(owner.done("held"), "nothing");
@@ -144,7 +144,7 @@ fn what_a_dead_agent_has_left_is_taken_away_before_it_is_said_that_nothing_is_he
     if !possible("what_a_dead_agent_has_left_is_taken_away_before_it_is_said_that_nothing_is_held") {
         return;
     }
-    let network = Network::of("v", 1, Tie::Plain);
+    let network = Network::of(1, Tie::Plain);
     let host = Host::new(&network, 0, 0);
     let kill_agent = || {
         let text = std::fs::read_to_string(host.directory().join("address.pid")).unwrap();
@@ -172,7 +172,7 @@ fn a_frozen_agent_neither_keeps_an_address_nor_stops_the_next_one() {
     if !possible("a_frozen_agent_neither_keeps_an_address_nor_stops_the_next_one") {
         return;
     }
-    let network = Network::of("u", 1, Tie::Plain);
+    let network = Network::of(1, Tie::Plain);
     let host = Host::new(&network, 0, 0);
     let owner = host.start();
     owner.done("take 10.91.0.60/24 500");
@@ -191,7 +191,7 @@ fn an_address_can_be_taken_while_the_interface_is_missing_by_nobody() {
     if !possible("an_address_can_be_taken_while_the_interface_is_missing_by_nobody") {
         return;
     }
-    let network = Network::of("v", 1, Tie::Plain);
+    let network = Network::of(1, Tie::Plain);
     let host = Host::new(&network, 0, 0);
     let owner = host.start();
     run("ip", &format!("-n {} link delete {INTERFACE}", network.host(0)));
@@ -205,7 +205,7 @@ fn an_address_that_cannot_be_taken_away_is_not_said_to_be_gone_and_goes_as_soon_
     if !possible("an_address_that_cannot_be_taken_away_is_not_said_to_be_gone_and_goes_as_soon_as_it_can") {
         return;
     }
-    let network = Network::of("aa", 1, Tie::Plain);
+    let network = Network::of(1, Tie::Plain);
     let programs = tempfile::tempdir().unwrap();
     let lay_out = |program: &str| {
         let places = std::env::var_os("PATH").unwrap();
@@ -233,7 +233,7 @@ fn an_agent_that_cannot_write_its_log_holds_and_ends_its_lease() {
     if !possible("an_agent_that_cannot_write_its_log_holds_and_ends_its_lease") {
         return;
     }
-    let network = Network::of("ab", 1, Tie::Plain);
+    let network = Network::of(1, Tie::Plain);
     let host = Host::new(&network, 0, 0);
     symlink("/dev/full", host.directory().join("address.log")).unwrap();
     let owner = host.start();
@@ -255,7 +255,7 @@ fn an_agent_that_can_open_nothing_for_a_while_lives_on_and_ends_its_lease() {
     if !possible("an_agent_that_can_open_nothing_for_a_while_lives_on_and_ends_its_lease") {
         return;
     }
-    let network = Network::of("ac", 1, Tie::Plain);
+    let network = Network::of(1, Tie::Plain);
     let host = Host::new(&network, 0, 0);
     let owner = host.start();
     owner.done("take 10.91.0.60/24 1000");

@@ -18,8 +18,8 @@ mode = "0600"
 command = "python3 -c \"import socket; socket.create_connection(('127.0.0.1', 80), 1)\""
 "#;
 
-fn whole_life(tie: Tie, tag: &str) {
-    let network = Network::of(tag, 1, tie);
+fn whole_life(tie: Tie) {
+    let network = Network::of(1, tie);
     let host = Host::new(&network, 0, 1);
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, &[("page", "I am S2\n")]);
     let owner = host.start();
@@ -60,14 +60,14 @@ fn whole_life(tie: Tie, tag: &str) {
 #[test]
 fn a_stand_in_serves_and_is_put_back_on_a_bridge() {
     if possible("a_stand_in_serves_and_is_put_back_on_a_bridge") {
-        whole_life(Tie::Bridge, "a");
+        whole_life(Tie::Bridge);
     }
 }
 
 #[test]
 fn a_stand_in_serves_and_is_put_back_on_a_plain_interface() {
     if possible("a_stand_in_serves_and_is_put_back_on_a_plain_interface") {
-        whole_life(Tie::Plain, "b");
+        whole_life(Tie::Plain);
     }
 }
 
@@ -76,7 +76,7 @@ fn procedures_that_fail_leave_nothing_running() {
     if !possible("procedures_that_fail_leave_nothing_running") {
         return;
     }
-    let network = Network::of("c", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let owner = host.start();
     let outcome_of = |token: u64, manifest: &str, script: &str| {
@@ -117,7 +117,7 @@ fn a_guest_sees_the_programs_of_the_host_and_not_the_keys_of_the_daemon() {
     if !possible("a_guest_sees_the_programs_of_the_host_and_not_the_keys_of_the_daemon") {
         return;
     }
-    let network = Network::of("d", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let secret = host.directory().join("secret");
     let script = format!(
@@ -139,7 +139,7 @@ fn two_originals_are_put_to_work_at_once() {
     if !possible("two_originals_are_put_to_work_at_once") {
         return;
     }
-    let network = Network::of("e", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 2);
     let digest = host.procedure("", "sleep 1.5", &[]);
     let owner = host.start();
@@ -164,7 +164,7 @@ fn a_check_puts_back_what_it_has_resumed() {
     if !possible("a_check_puts_back_what_it_has_resumed") {
         return;
     }
-    let network = Network::of("f", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let owner = host.start();
     let before = host.processes();
@@ -180,7 +180,7 @@ fn an_original_that_ends_is_noticed_and_made_anew_when_nobody_needs_it() {
     if !possible("an_original_that_ends_is_noticed_and_made_anew_when_nobody_needs_it") {
         return;
     }
-    let network = Network::of("g", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let digest = host.procedure("", "", &[]);
     let owner = host.start();
@@ -210,7 +210,7 @@ fn services_can_read_what_their_procedure_has_made() {
     if !possible("services_can_read_what_their_procedure_has_made") {
         return;
     }
-    let network = Network::of("y", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let manifest = "[[file]]\nsource = 'page'\ntarget = '/var/www/new/page'\nmode = '0644'";
     let script = "echo made >/etc/made; setpriv --reuid=65534 --clear-groups cat /etc/made /var/www/new/page";
@@ -225,7 +225,7 @@ fn without_rights_a_guest_is_a_plain_process_that_takes_no_address() {
     if !possible("without_rights_a_guest_is_a_plain_process_that_takes_no_address") {
         return;
     }
-    let network = Network::of("w", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1).without_rights();
     let manifest = "[[file]]\nsource = 'page'\ntarget = '/etc/page'\n[[check]]\ncommand = 'test -e $P2PDB_ROOT/daemon'";
     let digest = host.procedure(

@@ -20,7 +20,7 @@ fn an_address_lapses_when_the_daemon_is_frozen() {
     if !possible("an_address_lapses_when_the_daemon_is_frozen") {
         return;
     }
-    let network = Network::of("h", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let owner = serving(&host, 1500);
     owner.signal(Signal::STOP);
@@ -39,7 +39,7 @@ fn an_order_that_is_carried_out_late_has_a_lease_that_began_when_it_was_given() 
     if !possible("an_order_that_is_carried_out_late_has_a_lease_that_began_when_it_was_given") {
         return;
     }
-    let network = Network::of("i", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let digest = host.procedure("", "sleep 1", &[]);
     let owner = host.start();
@@ -57,7 +57,7 @@ fn an_address_lapses_when_the_daemon_is_killed_and_the_next_one_finds_the_guest(
     if !possible("an_address_lapses_when_the_daemon_is_killed_and_the_next_one_finds_the_guest") {
         return;
     }
-    let network = Network::of("j", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     serving(&host, 1500).kill();
     assert!(network.answers("10.91.0.50"));
@@ -77,7 +77,7 @@ fn the_kernel_ends_a_lease_when_the_guest_itself_is_frozen() {
     if !possible("the_kernel_ends_a_lease_when_the_guest_itself_is_frozen") {
         return;
     }
-    let network = Network::of("k", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let owner = serving(&host, 500);
     owner.kill();
@@ -99,7 +99,7 @@ fn old_tokens_are_refused_also_after_a_restart() {
     if !possible("old_tokens_are_refused_also_after_a_restart") {
         return;
     }
-    let network = Network::of("l", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let owner = host.start();
     owner.done("1 9 resume S2");
@@ -123,7 +123,7 @@ fn killed_while_it_prepares_the_next_daemon_has_exactly_one_guest() {
     if !possible("killed_while_it_prepares_the_next_daemon_has_exactly_one_guest") {
         return;
     }
-    let network = Network::of("x", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     // Whatever moment is hit: before the process, before its record, before it is let go, before it is stopped.
     for delay_ms in [0, 10, 20, 30, 40, 50, 60, 80, 100, 150] {
         let host = Host::new(&network, 0, 1);
@@ -143,7 +143,7 @@ fn killed_at_any_step_nothing_is_half_and_forgotten() {
     if !possible("killed_at_any_step_nothing_is_half_and_forgotten") {
         return;
     }
-    let network = Network::of("m", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 1);
     let quick = host.procedure("", "true", &[]);
     let hanging = host.procedure("deadline_s = 60", "echo begun >/dev/null; setsid sleep 500 & sleep 500", &[]);
@@ -212,7 +212,7 @@ fn originals_that_are_not_wanted_any_more_are_removed() {
     if !possible("originals_that_are_not_wanted_any_more_are_removed") {
         return;
     }
-    let network = Network::of("n", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let host = Host::new(&network, 0, 2);
     host.start().kill();
     assert_eq!(host.processes().len(), 4);

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -67,8 +68,11 @@ pub const INTERFACE: &str = "eth0";
 pub const FAR: &str = "far0";
 
 impl Network {
-    pub fn of(tag: &str, hosts: usize, tie: Tie) -> Self {
-        let network = Self { prefix: format!("pg{}{tag}", std::process::id()), hosts };
+    pub fn of(hosts: usize, tie: Tie) -> Self {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        // The tests of one process may run side by side.
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let network = Self { prefix: format!("pg{}n{number}", std::process::id()), hosts };
         let switch = network.name("s");
         run("ip", &format!("netns add {switch}"));
         run("ip", &format!("-n {switch} link add bridge0 up type bridge"));

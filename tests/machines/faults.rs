@@ -11,7 +11,7 @@ fn libvirtd_is_killed_frozen_and_started_again() {
     if !machines_possible("libvirtd_is_killed_frozen_and_started_again") {
         return;
     }
-    let network = Network::of("fa", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (mut libvirtd, host) = host(&network, 0, 2, "paused");
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
     let owner = host.start();
@@ -63,7 +63,7 @@ fn machines_that_crash_hang_or_are_handled_by_others() {
     if !machines_possible("machines_that_crash_hang_or_are_handled_by_others") {
         return;
     }
-    let network = Network::of("fb", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (libvirtd, host) = host(&network, 0, 1, "paused");
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
     let owner = host.start();
@@ -104,7 +104,7 @@ fn a_pristine_state_that_is_damaged_is_made_anew() {
     if !machines_possible("a_pristine_state_that_is_damaged_is_made_anew") {
         return;
     }
-    let network = Network::of("fc", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (libvirtd, host) = host(&network, 0, 1, "saved");
     let owner = host.start();
     let folder = host.directory().join("originals/original-1");
@@ -134,7 +134,7 @@ fn without_guest_agent_the_installers_channel_is_the_way_in() {
     if !machines_possible("without_guest_agent_the_installers_channel_is_the_way_in") {
         return;
     }
-    let network = Network::of("fd", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let image = image_with("usr/sbin/qemu-ga", "not a program");
     let libvirtd = Libvirtd::start(&network, 0);
     let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_IMAGE", image.path())]);
@@ -152,7 +152,7 @@ fn a_host_without_libvirtd_says_so_and_recovers_when_it_comes() {
     if !machines_possible("a_host_without_libvirtd_says_so_and_recovers_when_it_comes") {
         return;
     }
-    let network = Network::of("fe", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (mut libvirtd, host) = host(&network, 0, 1, "paused");
     libvirtd.kill();
     let owner = host.start_without_waiting();
@@ -168,7 +168,7 @@ fn a_device_that_somebody_detaches_is_there_again_in_the_next_life() {
     if !machines_possible("a_device_that_somebody_detaches_is_there_again_in_the_next_life") {
         return;
     }
-    let network = Network::of("fi", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let image = image_with_disk();
     let libvirtd = Libvirtd::start(&network, 0);
     let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_IMAGE", image.path())]);

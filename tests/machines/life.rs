@@ -33,7 +33,7 @@ fn a_machine_serves_and_is_put_back() {
     if !machines_possible("a_machine_serves_and_is_put_back") {
         return;
     }
-    let network = Network::of("ma", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (libvirtd, host) = host(&network, 0, 2, "paused");
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
     let owner = host.start();
@@ -93,7 +93,7 @@ fn a_machine_has_its_address_before_anybody_reaches_it_there() {
     if !machines_possible("a_machine_has_its_address_before_anybody_reaches_it_there") {
         return;
     }
-    let network = Network::of("mg", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (_libvirtd, host) = host(&network, 0, 2, "paused");
     let watch = "(until ip address | grep -q 10.91.0.50/24; do sleep 0.1; done; echo I had it >/var/www/index.html) \
                  >/dev/null 2>&1 &\n";
@@ -144,7 +144,7 @@ fn an_agent_that_was_replaced_while_it_was_frozen_does_not_shut_the_gate() {
     if !machines_possible("an_agent_that_was_replaced_while_it_was_frozen_does_not_shut_the_gate") {
         return;
     }
-    let network = Network::of("mh", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (_libvirtd, host) = host(&network, 0, 1, "paused");
     let digest = host.procedure("", "true", &[]);
     let owner = host.start();
@@ -178,7 +178,7 @@ fn a_machine_that_waits_in_memory_has_rehearsed_whatever_came_of_it() {
     if !machines_possible("a_machine_that_waits_in_memory_has_rehearsed_whatever_came_of_it") {
         return;
     }
-    let network = Network::of("mr", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let libvirtd = Libvirtd::start(&network, 0);
     let rehearsal = Path::new("echo \"it's done\" >/run/p2pdb/sign; sleep 1000 & exit 3");
     let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_REHEARSAL", rehearsal)]);
@@ -198,7 +198,7 @@ fn a_machine_that_waits_on_disk_serves_as_well() {
     if !machines_possible("a_machine_that_waits_on_disk_serves_as_well") {
         return;
     }
-    let network = Network::of("mb", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (libvirtd, host) = host(&network, 0, 1, "saved");
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
     let owner = host.start();
@@ -225,7 +225,7 @@ fn procedures_large_and_failing() {
     if !machines_possible("procedures_large_and_failing") {
         return;
     }
-    let network = Network::of("mc", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (libvirtd, host) = host(&network, 0, 1, "paused");
     let owner = host.start();
     // More than goes along with the command.
@@ -261,7 +261,7 @@ fn doctor_and_definition_say_the_acceleration_that_was_found() {
     if !machines_possible("doctor_and_definition_say_the_acceleration_that_was_found") {
         return;
     }
-    let network = Network::of("md", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let libvirtd = Libvirtd::start(&network, 0);
     let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_ACCELERATION", Path::new("auto"))]);
     let image = format!("image = \"{}\"", image().display());

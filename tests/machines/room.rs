@@ -9,7 +9,7 @@ fn a_full_disk_is_named_and_nothing_half_written_is_used() {
     if !machines_possible("a_full_disk_is_named_and_nothing_half_written_is_used") {
         return;
     }
-    let network = Network::of("fh", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let image = image_with_disk();
     let outside = tempfile::tempdir().unwrap();
     // Before libvirtd, whose view of the file systems is its own.

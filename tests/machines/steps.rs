@@ -16,7 +16,7 @@ fn libvirtd_is_killed_at_every_step_of_a_life() {
     if !machines_possible("libvirtd_is_killed_at_every_step_of_a_life") {
         return;
     }
-    let network = Network::of("ff", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (mut libvirtd, host) = host(&network, 0, 1, "paused");
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
     let mut observer = Observer::start(&network, [ADDRESS.to_owned()].into_iter());
@@ -92,7 +92,7 @@ fn an_older_decision_is_refused_whichever_comes_first() {
     if !machines_possible("an_older_decision_is_refused_whichever_comes_first") {
         return;
     }
-    let network = Network::of("fg", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let (libvirtd, host) = host(&network, 0, 1, "paused");
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);
     let owner = host.start();

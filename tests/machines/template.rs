@@ -35,7 +35,7 @@ fn a_machine_of_libvirt_is_the_template_and_is_only_read() {
     if !machines_possible("a_machine_of_libvirt_is_the_template_and_is_only_read") {
         return;
     }
-    let network = Network::of("me", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let libvirtd = Libvirtd::start(&network, 0);
     let folder = image_without_root();
     let (a, b) = (folder.path().join("a.img"), folder.path().join("b.qcow2"));
@@ -111,7 +111,7 @@ fn a_template_that_is_started_changes_no_copy() {
     if !machines_possible("a_template_that_is_started_changes_no_copy") {
         return;
     }
-    let network = Network::of("mi", 1, Tie::Bridge);
+    let network = Network::of(1, Tie::Bridge);
     let libvirtd = Libvirtd::start(&network, 0);
     let folder = image_that_looks_at_its_disk();
     let a = folder.path().join("a.img");

@@ -6,11 +6,11 @@ use super::rig::wait_until;
 use super::stage::{Libvirtd, image, machines_possible};
 
 /// Three hosts, each with a libvirtd of its own.
-fn group(tag: &str) -> (Group, Vec<Libvirtd>) {
+fn group() -> (Group, Vec<Libvirtd>) {
     let mut libvirtds = Vec::new();
     let manifest = format!("format = 1\n{}", WEB_MANIFEST.replace("target = \"S2\"\n", ""));
     let parts = [("procedure.toml", manifest.as_str()), ("install.sh", WEB_SCRIPT), ("nginx.conf", NGINX)];
-    let group = Group::with_procedure(tag, 3, &[], &parts, &mut |network, server| {
+    let group = Group::with_procedure(3, &[], &parts, &mut |network, server| {
         let libvirtd = Libvirtd::start(network, server);
         let settings = vec![
             ("#driver = \"process\"", "driver = \"libvirt\"".to_owned()),
@@ -30,7 +30,7 @@ fn a_dead_machine_is_played_by_a_virtual_one_and_takes_its_place_again() {
     if !machines_possible("a_dead_machine_is_played_by_a_virtual_one_and_takes_its_place_again") {
         return;
     }
-    let (mut group, libvirtds) = group("mg");
+    let (mut group, libvirtds) = group();
     group.power_off(1);
     group.wait_served(1, "played");
     wait_until("the files say who plays it", || {
@@ -55,7 +55,7 @@ fn a_stand_in_whose_network_card_is_detached_is_replaced() {
     if !machines_possible("a_stand_in_whose_network_card_is_detached_is_replaced") {
         return;
     }
-    let (mut group, libvirtds) = group("mh");
+    let (mut group, libvirtds) = group();
     group.power_off(1);
     group.wait_served(1, "played");
     let playing = libvirtds.iter().find(|libvirtd| libvirtd.machines() == ["running"]).unwrap();

@@ -39,47 +39,40 @@ pub struct Group {
 
 impl Group {
     /// A group of `count` servers S1, S2 and so on; each serves a page at an exclusive address and keeps one original server.
-    pub fn of(tag: &str, count: usize) -> Self {
-        Self::with_hooks(tag, count, &[])
+    pub fn of(count: usize) -> Self {
+        Self::with_hooks(count, &[])
     }
 
     /// The same and a witness, which is named as if it were one more of them.
-    pub fn with_witness(tag: &str, count: usize) -> Self {
-        Self::build(tag, count, 1, &[], &PARTS, &mut |_, _| Vec::new())
+    pub fn with_witness(count: usize) -> Self {
+        Self::build(count, 1, &[], &PARTS, &mut |_, _| Vec::new())
     }
 
     /// The same with hooks: the name of each, and a line for the shell.
-    pub fn with_hooks(tag: &str, count: usize, hooks: &[(&str, &str)]) -> Self {
-        Self::with_procedure(tag, count, hooks, &PARTS, &mut |_, _| Vec::new())
+    pub fn with_hooks(count: usize, hooks: &[(&str, &str)]) -> Self {
+        Self::with_procedure(count, hooks, &PARTS, &mut |_, _| Vec::new())
     }
 
     /// The same, and so long may a hook take.
-    pub fn with_hurried_hooks(tag: &str, count: usize, hooks: &[(&str, &str)], deadline_ms: u64) -> Self {
+    pub fn with_hurried_hooks(count: usize, hooks: &[(&str, &str)], deadline_ms: u64) -> Self {
         let deadline = format!("deadline_ms = {deadline_ms}");
-        Self::with_procedure(tag, count, hooks, &PARTS, &mut |_, _| vec![("#deadline_ms = 30000", deadline.clone())])
+        Self::with_procedure(count, hooks, &PARTS, &mut |_, _| vec![("#deadline_ms = 30000", deadline.clone())])
     }
 
     /// The same with a procedure for all, which gets a file `page` as well, and with settings of the hosts: a default line, and what stands
     /// in its place.
-    pub fn with_procedure(
-        tag: &str,
-        count: usize,
-        hooks: &[(&str, &str)],
-        parts: &[(&str, &str)],
-        settings: Settings,
-    ) -> Self {
-        Self::build(tag, count, 0, hooks, parts, settings)
+    pub fn with_procedure(count: usize, hooks: &[(&str, &str)], parts: &[(&str, &str)], settings: Settings) -> Self {
+        Self::build(count, 0, hooks, parts, settings)
     }
 
     fn build(
-        tag: &str,
         count: usize,
         witnesses: usize,
         hooks: &[(&str, &str)],
         parts: &[(&str, &str)],
         settings: Settings,
     ) -> Self {
-        let network = Network::of(tag, count + witnesses, Tie::Bridge);
+        let network = Network::of(count + witnesses, Tie::Bridge);
         let folder = tempfile::tempdir().unwrap();
         let daemons = (0..count + witnesses).map(|_| None).collect();
         let services = (0..count).map(|_| None).collect();

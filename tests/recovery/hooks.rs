@@ -39,7 +39,7 @@ fn a_machine_that_hangs_is_fenced_before_its_address_is_taken() {
         return;
     }
     let starts = r#"touch "$P2PDB_DIR/../started""#;
-    let mut group = Group::with_hooks("m", 4, &[("fence", ASKS), ("restart_server", starts)]);
+    let mut group = Group::with_hooks(4, &[("fence", ASKS), ("restart_server", starts)]);
     run("mkfifo", group.path("board").to_str().unwrap());
     group.hang(1);
     wait_asked(&group);
@@ -69,7 +69,7 @@ fn a_server_that_its_manager_has_restarted_takes_its_place_again() {
     if !possible("a_server_that_its_manager_has_restarted_takes_its_place_again") {
         return;
     }
-    let mut group = Group::with_hooks("n", 4, &[("restart_server", ASKS)]);
+    let mut group = Group::with_hooks(4, &[("restart_server", ASKS)]);
     run("mkfifo", group.path("board").to_str().unwrap());
     group.power_off(1);
     wait_asked(&group);
@@ -90,7 +90,7 @@ fn a_hook_that_hangs_is_ended_and_the_recovery_goes_on() {
         return;
     }
     let hangs = r#"sleep 1000 & echo $! > "$P2PDB_DIR/../asked"; wait"#;
-    let mut group = Group::with_hurried_hooks("o", 4, &[("fence", hangs)], 1_000);
+    let mut group = Group::with_hurried_hooks(4, &[("fence", hangs)], 1_000);
     group.power_off(1);
     group.wait_served(1, "played");
     wait_hook_ended(&group, "fence", "failed", "/bin/sh was killed after 1000 ms");

@@ -21,7 +21,7 @@ fn a_dead_machine_is_played_and_takes_its_place_again() {
     if !possible("a_dead_machine_is_played_and_takes_its_place_again") {
         return;
     }
-    let mut group = Group::of("a", 4);
+    let mut group = Group::of(4);
     group.power_off(1);
     group.wait_served(1, "played");
     wait_until("the files say who plays it", || {
@@ -51,7 +51,7 @@ fn a_service_that_fails_is_played_until_it_is_restarted() {
     if !possible("a_service_that_fails_is_played_until_it_is_restarted") {
         return;
     }
-    let mut group = Group::of("b", 3);
+    let mut group = Group::of(3);
     group.kill_service(2);
     group.wait_served(2, "played");
     group.start_service(2);
@@ -64,7 +64,7 @@ fn neighbours_that_die_together_are_played_by_different_hosts() {
     if !possible("neighbours_that_die_together_are_played_by_different_hosts") {
         return;
     }
-    let mut group = Group::of("c", 5);
+    let mut group = Group::of(5);
     group.power_off(1);
     group.power_off(2);
     group.wait_served(1, "played");
@@ -81,7 +81,7 @@ fn a_frozen_daemon_loses_its_address_in_time() {
     if !possible("a_frozen_daemon_loses_its_address_in_time") {
         return;
     }
-    let mut group = Group::of("d", 4);
+    let mut group = Group::of(4);
     group.signal_daemon(3, Signal::STOP);
     group.wait_served(3, "played");
     group.signal_daemon(3, Signal::CONT);
@@ -94,7 +94,7 @@ fn a_server_that_was_cut_off_comes_back_with_the_edits_that_it_made() {
     if !possible("a_server_that_was_cut_off_comes_back_with_the_edits_that_it_made") {
         return;
     }
-    let mut group = Group::of("e", 4);
+    let mut group = Group::of(4);
     group.network.plug(2, false);
     group.wait_served(2, "played");
     group.cli(2, &["files", "add", "Notes", "written, alone"]);
@@ -109,7 +109,7 @@ fn when_the_host_of_a_stand_in_dies_both_are_played() {
     if !possible("when_the_host_of_a_stand_in_dies_both_are_played") {
         return;
     }
-    let mut group = Group::of("f", 4);
+    let mut group = Group::of(4);
     group.power_off(1);
     group.wait_served(1, "played");
     wait_until("the files say who plays it", || group.records("Problem").iter().any(|row| row.starts_with("S2b")));
@@ -126,7 +126,7 @@ fn when_the_manager_dies_in_the_middle_others_go_on() {
     if !possible("when_the_manager_dies_in_the_middle_others_go_on") {
         return;
     }
-    let mut group = Group::of("g", 5);
+    let mut group = Group::of(5);
     group.power_off(2);
     // S2 manages S3; it dies as soon as it has told of the failure.
     wait_until("the failure is told", || !group.records("Problem").is_empty());
@@ -141,7 +141,7 @@ fn a_daemon_that_is_killed_alone_loses_its_address_in_time() {
     if !possible("a_daemon_that_is_killed_alone_loses_its_address_in_time") {
         return;
     }
-    let mut group = Group::of("h", 4);
+    let mut group = Group::of(4);
     group.kill_daemon(3);
     group.wait_served(3, "played");
     group.start(3);
@@ -154,7 +154,7 @@ fn the_smaller_side_of_a_partition_lets_go_of_what_the_larger_takes() {
     if !possible("the_smaller_side_of_a_partition_lets_go_of_what_the_larger_takes") {
         return;
     }
-    let mut group = Group::of("i", 5);
+    let mut group = Group::of(5);
     group.network.split(&[0, 1]);
     group.wait_served(0, "played");
     group.wait_served(1, "played");
@@ -180,7 +180,7 @@ fn hooks_tell_people_restart_services_and_say_when_a_server_is_ready() {
         ("restart_service", r#"touch "$P2PDB_DIR/../restart-$P2PDB_SERVER""#),
         ("ready", r#"touch "$P2PDB_DIR/../asked"; test -e "$P2PDB_DIR/../ready""#),
     ];
-    let mut group = Group::with_hooks("j", 4, &hooks);
+    let mut group = Group::with_hooks(4, &hooks);
     group.power_off(1);
     group.wait_served(1, "played");
     let told = group.path("told");

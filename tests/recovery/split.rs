@@ -54,7 +54,7 @@ fn the_half_with_the_witness_plays_the_half_with_the_first_server() {
     if !possible("the_half_with_the_witness_plays_the_half_with_the_first_server") {
         return;
     }
-    let mut group = Group::with_witness("k", 4);
+    let mut group = Group::with_witness(4);
     one_half_plays_the_other(&mut group, [0, 1], [2, 3], "3");
 }
 
@@ -63,6 +63,6 @@ fn without_a_witness_the_half_with_the_first_server_plays_the_other() {
     if !possible("without_a_witness_the_half_with_the_first_server_plays_the_other") {
         return;
     }
-    let mut group = Group::of("l", 4);
+    let mut group = Group::of(4);
     one_half_plays_the_other(&mut group, [2, 3], [0, 1], "3, or 2 with S1");
 }
