@@ -11,7 +11,7 @@
 //! has failed, too, does not begin from the beginning: where the other is certain that the host is dead, and nothing of it answers here
 //! nor is linked, its first failure is enough.
 //!
-//! A server that may be cut off itself accuses nobody. It is *isolated* when no link is up and nothing that it asks of another
+//! A server that may be cut off itself accuses nobody, and prepares for nothing. It is *isolated* when no link is up and nothing that it asks of another
 //! server answers, unless there is only one other server; its *service network* is in doubt when a target is silent and
 //! linked, and all that it watches on other hosts (there must be some) is silent, too. When it reaches them again, it counts from
 //! the beginning.
@@ -82,7 +82,7 @@ pub enum Output {
         to: ServerName,
         opinion: Opinion,
     },
-    /// The first failure of a target that was in order.
+    /// The first failure of a target that was in order; told once something else has answered since, or it is certain.
     Suspected {
         target: ServerName,
         host: ServerName,
@@ -251,8 +251,9 @@ impl Watch {
         }
         self.mark_suspects(now_us);
         let healths: Vec<Health> = self.targets.values().map(|target| self.health(target, now_us)).collect();
-        for (target, health) in self.targets.values_mut().zip(healths) {
-            target.turn(health, &self.linked, now_us, out);
+        let in_touch: Vec<bool> = self.targets.values().map(|target| self.is_in_touch(target)).collect();
+        for ((target, health), in_touch) in self.targets.values_mut().zip(healths).zip(in_touch) {
+            target.turn(health, in_touch, &self.linked, now_us, out);
         }
         let verdicts: Vec<_> = self.targets.values().map(|target| self.verdict(target, now_us)).collect();
         for (target, verdict) in self.targets.values_mut().zip(verdicts) {
@@ -324,6 +325,17 @@ impl Watch {
         let other = self.opinion_of_other(target).map(|(_, health)| health);
         let is_silent = !target.host_answers(suspect_us) && !self.reaches_daemon(target);
         other == Some(Health::Failed(Failure::Host)) && is_silent && !target.was_healthy
+    }
+
+    /// Whether it is not this server that is cut off, as far as can be told within moments: something has answered since the
+    /// failure began, or there is nothing else to ask.
+    fn is_in_touch(&self, target: &Target) -> bool {
+        let Some(suspect_us) = target.suspect_us else { return true };
+        let mut elsewhere = self.elsewhere(target).peekable();
+        let own = target.watched.role == Role::Own || target.watched.here;
+        own || target.host_answers(suspect_us)
+            || elsewhere.peek().is_none()
+            || elsewhere.any(|other| other.host_answers(suspect_us))
     }
 
     fn reaches_daemon(&self, target: &Target) -> bool {

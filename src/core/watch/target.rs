@@ -28,8 +28,10 @@ pub(super) struct Target {
     pub(super) suspect_us: Option<u64>,
     /// The other manager says that something is wrong.
     pub(super) alarmed: bool,
-    /// `Suspected` was put out.
+    /// Something is wrong with it, and `Cleared` will say when that is over.
     pub(super) suspected: bool,
+    /// `Suspected` was put out.
+    pub(super) told_of: bool,
     /// It has been in order once.
     pub(super) was_healthy: bool,
     /// The gravest verdict that was made, and when the first one was.
@@ -71,6 +73,7 @@ impl Target {
             suspect_us: None,
             alarmed: false,
             suspected: false,
+            told_of: false,
             was_healthy: false,
             judged: None,
             told: None,
@@ -129,6 +132,7 @@ impl Target {
     pub(super) fn turn(
         &mut self,
         health: Health,
+        in_touch: bool,
         linked: &BTreeMap<ServerName, u64>,
         now_us: u64,
         out: &mut Vec<Output>,
@@ -151,14 +155,16 @@ impl Target {
         self.was_healthy |= health == Health::Healthy;
         let (target, host) = (self.watched.target.clone(), self.watched.host.clone());
         match health {
-            Health::Suspect | Health::Failed(_) if !self.suspected => {
+            Health::Suspect | Health::Failed(_) => {
                 self.suspected = true;
-                if self.was_healthy {
+                let is_sure = in_touch || matches!(health, Health::Failed(_));
+                if self.was_healthy && is_sure && !self.told_of {
+                    self.told_of = true;
                     out.push(Output::Suspected { target, host });
                 }
             }
             Health::Healthy | Health::Blind(_) if self.suspected => {
-                self.suspected = false;
+                (self.suspected, self.told_of) = (false, false);
                 self.judged = None;
                 out.push(Output::Cleared { target, host });
             }

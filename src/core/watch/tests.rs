@@ -358,10 +358,14 @@ fn one_manager_alone_accuses_nobody_while_the_other_gets_answers() {
 #[test]
 fn a_server_that_is_cut_off_accuses_nobody_and_is_judged_itself() {
     let mut world = World::new(6, "smtp 25");
+    world.run(10 * SECOND);
     world.no_service_network.insert(4);
     world.no_management_network.insert(4);
     world.run(20 * SECOND);
     assert_eq!(world.report(4, 5).health, Health::Blind(Blindness::Isolated));
+    let suspects =
+        |by: usize| world.said.iter().any(|said| said.by == by && matches!(said.output, Output::Suspected { .. }));
+    assert!(suspects(3) && !suspects(4), "it would prepare for the failure of others");
     let verdicts = world.verdicts();
     assert!(verdicts.iter().all(|(by, target, ..)| *by == 3 && target == "S4"), "{verdicts:?}");
     world.no_service_network.clear();
