@@ -28,7 +28,9 @@ use crate::core::service::{Service, procedure_of};
 use crate::edge::config::{Config, Driver};
 use crate::edge::control::{LinkState, Request, Response, Status};
 #[cfg(feature = "libvirt")]
-use crate::edge::guests::{FOLDER, describe_libvirt, describe_template, found_acceleration, original_name};
+use crate::edge::guests::{
+    FOLDER, SPANNING_TREE_REMEDY, describe_libvirt, describe_template, found_acceleration, original_name, spanning_tree,
+};
 
 /// Less room than this beside the next two segments of the log is told.
 const ROOM_BYTES: u64 = 256 << 20;
@@ -184,6 +186,9 @@ fn judge_libvirt(config: &Config, findings: &mut Findings) {
     if config.service.interface().is_some_and(|name| !Path::new("/sys/class/net").join(name).join("bridge").exists()) {
         let text = format!("service.interface '{}' is not a bridge", config.service.interface);
         findings.wrong(TOPIC, text, "put the interface into a bridge, and name that");
+    }
+    if let Some(words) = config.service.interface().and_then(|name| spanning_tree(&name)) {
+        findings.wrong(TOPIC, words, SPANNING_TREE_REMEDY);
     }
 }
 

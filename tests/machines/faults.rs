@@ -1,6 +1,7 @@
 //! What goes wrong with virtual machines, and in which state each ends.
 
 use rustix::process::Signal;
+use tempfile::TempDir;
 
 use super::life::{WEB_FILES, WEB_MANIFEST, WEB_SCRIPT};
 use super::rig::{Network, Tie, wait_until};
@@ -134,8 +135,11 @@ fn without_guest_agent_the_installers_channel_is_the_way_in() {
     if !machines_possible("without_guest_agent_the_installers_channel_is_the_way_in") {
         return;
     }
+    serves_by_the_installers_channel(&image_with("usr/sbin/qemu-ga", "not a program"));
+}
+
+pub fn serves_by_the_installers_channel(image: &TempDir) {
     let network = Network::of(1, Tie::Bridge);
-    let image = image_with("usr/sbin/qemu-ga", "not a program");
     let libvirtd = Libvirtd::start(&network, 0);
     let host = host_with(&network, 0, 1, &libvirtd, "paused", &[("OWNER_IMAGE", image.path())]);
     let digest = host.procedure(WEB_MANIFEST, WEB_SCRIPT, WEB_FILES);

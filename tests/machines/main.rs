@@ -21,6 +21,7 @@ mod rig;
 mod room;
 mod stage;
 mod steps;
+mod surroundings;
 mod template;
 mod together;
 

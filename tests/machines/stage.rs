@@ -191,6 +191,12 @@ pub fn image_that_looks_at_its_disk() -> TempDir {
     image_with("init", &init.replace("if [ -b /dev/vda ]", "$bb head -c 8 /dev/vda >/seen\nif false"))
 }
 
+/// The image whose guest agent may not run programs, as distributions ship it.
+pub fn image_with_restricted_agent() -> TempDir {
+    let run = include_str!("../../tools/guest/run");
+    image_with("usr/lib/p2pdb/run", &run.replace("qemu-ga --method", "qemu-ga -b guest-exec --method"))
+}
+
 /// The image with one file more, or another one: a second archive behind the first.
 pub fn image_with(path: &str, content: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();

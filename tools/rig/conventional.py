@@ -14,6 +14,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from . import manager, packages, paper_group, recovery, starts
@@ -28,19 +29,18 @@ TARGETS = [5, 6]
 PROGRAM = Path(manager.__file__)
 
 
-def measure(bench: Bench, runs: int) -> list[recovery.Case]:
-    """With the machine's lock held; empty where there is no file server."""
+def measure(bench: Bench, runs: int, repeat: Callable[[str, int, int, Callable[[int], dict[str, float]]], None]) -> None:
+    """With the machine's lock held; nothing where there is no file server. `repeat` is told name, runs, server and failure of each case."""
     packages.ensure([*paper_group.PROGRAMS, "iputils-ping"], bench.progress)
     with recovery._network(NETWORK_RATE), bench.fresh():
         share = starts.share_on(bench, CLIENT)
         if share is None:
-            return []
+            return
         group = Conventional(bench, share)
         try:
             group.start()
-            return [
-                recovery.repeat(bench, f"{name}, conventional (NFS)", runs, TARGETS[:1], fail) for name, fail in group.papers_failures().items()
-            ]
+            for name, fail in group.papers_failures().items():
+                repeat(f"{name}, conventional (NFS)", runs, TARGETS[0], fail)
         finally:
             group.stop()
 

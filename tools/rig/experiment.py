@@ -34,7 +34,7 @@ QUICK = ["St", "Nt", "St and Nt, neighbours"]
 PAPER_RATIO, PAPER_RATIO_OF_TWO = 1.9, 2.2
 METHODS = (sync, p2pdb, etcd, nfs, starts, conventional, recovery, pacemaker)
 # In the order in which they are measured and told.
-PARTS = ("sync", "starts", "fast", "more", "paper", "peers")
+PARTS = ("sync", "starts", "fast", "more", "paper", "conventional", "peers")
 # The folder of the parts, which outlives the next run.
 KEPT = "parts"
 
@@ -134,6 +134,7 @@ def run(bench: Bench, runs: int, paper_runs: int, extra_runs: int, parts: list[s
         "fast": lambda run: _measure_fast(bench, run, runs, extra_runs),
         "more": lambda run: _measure_more(bench, run, extra_runs),
         "paper": lambda run: _measure_paper(bench, run, paper_runs),
+        "conventional": lambda run: conventional.measure(bench, paper_runs, run.repeat),
         "peers": lambda run: _measure_peers(bench, run, extra_runs),
     }
     for name in (name for name in PARTS if name in parts):
@@ -194,7 +195,6 @@ def _measure_paper(bench: Bench, run: Run, runs: int) -> None:
             _add_papers_cases(run, group, "paper", runs, list(group.papers_failures()))
         finally:
             group.stop()
-    run.part.cases += conventional.measure(bench, runs)
 
 
 def _measure_peers(bench: Bench, run: Run, few: int) -> None:

@@ -29,8 +29,8 @@ use crate::ports::Hypervisor;
 
 #[cfg(feature = "libvirt")]
 pub use libvirt::{
-    Acceleration, Keep, LibvirtDriver, LibvirtMachine, describe as describe_libvirt, describe_template,
-    found_acceleration,
+    Acceleration, Keep, LibvirtDriver, LibvirtMachine, SPANNING_TREE_REMEDY, describe as describe_libvirt,
+    describe_template, found_acceleration, spanning_tree,
 };
 pub use machine::{Failed, Machine, Seen};
 pub use process::{ProcessDriver, ProcessMachine};

@@ -7,6 +7,7 @@
 //! process of its own (`edge::agent`): it shuts the gate on time when this daemon is frozen or gone. Invariant: a gate whose agent is gone is
 //! shut by whoever notices first.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,6 +33,9 @@ pub struct Gate {
 
 impl Gate {
     /// Makes it anew, shut.
+    ///
+    /// # Errors
+    /// The bridge is none, or would keep the gate shut for half a minute after it was opened; or `ip` says no.
     pub fn make(&self) -> io::Result<()> {
         self.remove()?;
         let listed = iproute::ip(&["-oneline", "link", "show", "dev", &self.bridge, "type", "bridge"])?;
@@ -41,11 +45,18 @@ impl Gate {
                 self.bridge
             )));
         }
+        if let Some(words) = spanning_tree(&self.bridge) {
+            return Err(io::Error::other(format!("{words}; {SPANNING_TREE_REMEDY}")));
+        }
         iproute::ip(&["tuntap", "add", "dev", &self.tap, "mode", "tap"])?;
         // A bridge has the lowest hardware address of its ports; one that comes and goes must not be the lowest. And the host
         // itself says nothing through it.
         let high = format!("fe:70{}", &self.mac[5..]);
         iproute::ip(&["link", "set", "dev", &self.tap, "address", &high, "addrgenmode", "none"])?;
+        self.join()
+    }
+
+    fn join(&self) -> io::Result<()> {
         iproute::ip(&["link", "set", "dev", &self.tap, "master", &self.bridge]).map(drop)
     }
 
@@ -73,6 +84,11 @@ impl Gate {
     /// Opens it until `until_ns` (`CLOCK_MONOTONIC`) and announces the address.
     pub fn take(&self, address: ServiceAddress, until_ns: u64) -> io::Result<()> {
         self.attend()?;
+        let master = fs::read_link(format!("/sys/class/net/{}/master", self.tap));
+        if !master.is_ok_and(|master| master.ends_with(&self.bridge)) {
+            // Somebody has made the bridge anew since.
+            self.join()?;
+        }
         self.call(Request::Take { address, until_ns }).map(drop)
     }
 
@@ -112,6 +128,17 @@ impl Gate {
     fn call(&self, request: Request) -> io::Result<Reply> {
         call(&self.socket, request, &[], ANSWER)
     }
+}
+
+pub const SPANNING_TREE_REMEDY: &str =
+    "switch that off: 'nmcli connection modify BRIDGE bridge.stp no', or 'stp: false' in netplan";
+
+/// What is wrong with a bridge that looks for loops: a port of it that comes up passes nothing for twice the forward delay.
+pub fn spanning_tree(bridge: &str) -> Option<String> {
+    let shown = iproute::ip(&["-details", "-oneline", "link", "show", "dev", bridge, "type", "bridge"]).ok()?;
+    let words = "runs the spanning tree protocol, so a stand-in would be reached half a minute after it is ready";
+    let is_on = shown.contains(" stp_state ") && !shown.contains(" stp_state 0 ");
+    is_on.then(|| format!("the bridge '{bridge}' {words}"))
 }
 
 /// The socket of the agent of an original with this folder.

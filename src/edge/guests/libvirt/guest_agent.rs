@@ -18,6 +18,10 @@ use super::connection::{Connection, LibvirtError};
 use crate::edge::certificate::fill_random;
 use crate::edge::guests::machine::Failed;
 
+const WHAT: &str = "asking the guest agent";
+/// What it is used for.
+const NEEDED: [&str; 5] =
+    ["guest-exec", "guest-exec-status", "guest-file-open", "guest-file-write", "guest-file-close"];
 /// Most of an input that goes along with the command.
 const INLINE_BYTES: usize = 32 * 1024;
 /// Of a file, in one message.
@@ -44,6 +48,27 @@ pub struct Ran {
 /// Why it does not.
 pub fn ping(connection: &mut Connection, uuid: &str, patience: Duration) -> Result<(), LibvirtError> {
     command(connection, uuid, "guest-ping", json!({}), patience).map(drop)
+}
+
+/// Whether the agent answers within `patience` and may do what is asked of it here: distributions switch some of it off.
+///
+/// # Errors
+/// Why not.
+pub fn may_run(connection: &mut Connection, uuid: &str, patience: Duration) -> Result<(), LibvirtError> {
+    let info = command(connection, uuid, "guest-info", json!({}), patience)?;
+    let is_enabled = |name: &str| {
+        let commands = info["supported_commands"].as_array().into_iter().flatten();
+        commands.into_iter().any(|command| command["name"] == name && command["enabled"] == true)
+    };
+    match NEEDED.iter().find(|name| !is_enabled(name)) {
+        None => Ok(()),
+        Some(name) => Err(LibvirtError::Failed {
+            what: WHAT,
+            why: format!(
+                "it may not do {name}; allow that in the guest (/etc/sysconfig/qemu-ga, /etc/qemu/qemu-ga.conf)"
+            ),
+        }),
+    }
 }
 
 /// Runs a script for `/bin/sh` in the guest; `input` is its standard input.
@@ -107,7 +132,6 @@ fn command(
     arguments: Value,
     patience: Duration,
 ) -> Result<Value, LibvirtError> {
-    const WHAT: &str = "asking the guest agent";
     let text = json!({ "execute": name, "arguments": arguments }).to_string();
     // libvirt counts in seconds; it is given the next longer ones, so that it is the one that gives up.
     let seconds = patience.as_secs().max(1) as i32;

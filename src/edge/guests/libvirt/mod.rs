@@ -44,6 +44,7 @@ use template::Template;
 
 pub use connection::describe;
 pub use definition::Acceleration;
+pub use gate::{SPANNING_TREE_REMEDY, spanning_tree};
 
 /// What is asked often, and must not hold up a lease.
 const LOOK: Duration = Duration::from_millis(500);
@@ -63,6 +64,8 @@ const REHEARSAL: Duration = Duration::from_secs(60);
 const INSTALL_MARGIN: Duration = Duration::from_secs(5);
 /// A guest whose kernel has said nothing by then does not run with this acceleration.
 const FIRST_WORDS: Duration = Duration::from_secs(8);
+
+const KVM: &str = "/dev/kvm";
 
 /// How an original waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +160,7 @@ impl LibvirtDriver {
         match (self.acceleration, source) {
             (Some(only), _) => vec![only],
             (None, Source::Domain(template)) => vec![template.acceleration],
-            (None, _) if Path::new("/dev/kvm").exists() => vec![Acceleration::Kvm, Acceleration::Qemu],
+            (None, _) if Path::new(KVM).exists() => vec![Acceleration::Kvm, Acceleration::Qemu],
             (None, _) => vec![Acceleration::Qemu],
         }
     }
@@ -242,10 +245,16 @@ impl Machine for LibvirtMachine {
             Keep::Paused => self.connection.on_domain(instance, "resuming it", ACT, |domain| domain.resume()).map(drop),
             Keep::Saved => self.restore(),
         };
-        resumed.map_err(|error| error.to_string())?;
-        // Ready before it is needed.
-        self.gate(instance)?.attend().map_err(|error| error.to_string())?;
-        self.wait_for_guest(instance, begun + RESUME)?;
+        if resumed.is_ok() {
+            // Ready before it is needed.
+            self.gate(instance)?.attend().map_err(|error| error.to_string())?;
+        }
+        let woken = resumed.and_then(|()| self.wait_for_first_answer(instance, begun + RESUME));
+        if self.driver.keep == Keep::Saved && matches!(woken, Err(LibvirtError::Failed { .. })) {
+            // As whole as its state is, this host cannot go on with it: QEMU or the processor may be another than then.
+            self.store.forget().map_err(|error| self.at_folder(error))?;
+        }
+        woken.map_err(|error| error.to_string())?;
         self.activation = Some(begun.elapsed());
         Ok(())
     }
@@ -310,8 +319,10 @@ impl LibvirtMachine {
     /// QEMU's user must be able to enter it, whatever the daemon's own files are like.
     fn make_folder(&self) -> io::Result<()> {
         let folder = &self.store.folder;
+        // A folder above it that is there already is the administrator's affair.
+        let is_own = |above: &&Path| self.driver.folder.is_none() || !above.exists();
+        let own = folder.parent().filter(is_own);
         fs::create_dir_all(folder)?;
-        let own = folder.parent().filter(|_| self.driver.folder.is_none());
         own.into_iter()
             .chain([folder.as_path()])
             .try_for_each(|it| fs::set_permissions(it, Permissions::from_mode(0o711)))
@@ -341,7 +352,11 @@ impl LibvirtMachine {
     /// What a saved state depends on beside the files of its source.
     fn shape(&self, source: &Source) -> String {
         let LibvirtDriver { memory_mib, processors, uri, .. } = &self.driver;
-        let acceleration = self.driver.acceleration.map_or("auto", Acceleration::word);
+        let acceleration = match self.driver.acceleration {
+            Some(only) => only.word(),
+            None if Path::new(KVM).exists() => "auto",
+            None => "auto, without KVM",
+        };
         let what = match source {
             Source::Image(_) => format!("{memory_mib} MiB, {processors} processors"),
             Source::Domain(template) => template.digest(),
@@ -400,13 +415,16 @@ impl LibvirtMachine {
             return Ok(());
         }
         self.restore()?;
-        if let Err(why) = self.wait_for_guest(uuid, Instant::now() + RESUME) {
-            // That libvirt does not answer says nothing of the guest.
-            self.connection.on_domain(uuid, "asking how it is", LOOK, Domain::get_state)?;
-            return Err(LibvirtError::Failed { what: "waiting for its first answer", why });
-        }
+        self.wait_for_first_answer(uuid, Instant::now() + RESUME)?;
         self.rehearse(uuid);
         self.connection.on_domain(uuid, "suspending it", ACT, |domain| domain.suspend()).map(drop)
+    }
+
+    fn wait_for_first_answer(&mut self, uuid: &str, deadline: Instant) -> Result<(), LibvirtError> {
+        let Err(why) = self.wait_for_guest(uuid, deadline) else { return Ok(()) };
+        // That libvirt does not answer says nothing of the guest.
+        self.connection.on_domain(uuid, "asking how it is", LOOK, Domain::get_state)?;
+        Err(LibvirtError::Failed { what: "waiting for its first answer", why })
     }
 
     /// One that cannot be rehearsed with serves all the same, only later.
@@ -421,8 +439,11 @@ impl LibvirtMachine {
     }
 
     fn restore(&mut self) -> Result<(), LibvirtError> {
+        const WHAT: &str = "restoring it";
+        // A daemon that has started since has closed it.
+        self.make_folder().map_err(|error| LibvirtError::Failed { what: WHAT, why: self.at_folder(error) })?;
         let path = self.store.save_path().to_string_lossy().into_owned();
-        self.connection.call("restoring it", MOVE_MEMORY, move |connection| {
+        self.connection.call(WHAT, MOVE_MEMORY, move |connection| {
             Domain::domain_restore_flags(connection, &path, None, VIR_DOMAIN_SAVE_RUNNING)
         })
     }
@@ -508,6 +529,21 @@ impl LibvirtMachine {
         Ok(begun.elapsed().as_millis() as u64)
     }
 
+    /// Whether the agent is a way into the guest. What it may do is asked once, of a guest that boots.
+    fn ask_agent(&mut self, uuid: &str) -> Result<(), LibvirtError> {
+        let patience = Duration::from_secs(1);
+        match self.store.description() {
+            Ok(pristine) if pristine.guest_agent => guest_agent::ping(&mut self.connection, uuid, patience),
+            Ok(_) => self.connection.on_domain(uuid, "asking how it is", LOOK, Domain::get_state).and_then(|_| {
+                Err(LibvirtError::Failed {
+                    what: "the guest agent",
+                    why: "it was of no use when the guest booted".into(),
+                })
+            }),
+            Err(_) => guest_agent::may_run(&mut self.connection, uuid, patience),
+        }
+    }
+
     /// Waits until the guest answers, by whichever way.
     fn wait_for_guest(&mut self, uuid: &str, deadline: Instant) -> Result<(), Failed> {
         let begun = Instant::now();
@@ -519,7 +555,7 @@ impl LibvirtMachine {
         };
         let mut channel_since = None;
         loop {
-            let why = match guest_agent::ping(&mut self.connection, uuid, Duration::from_secs(1)) {
+            let why = match self.ask_agent(uuid) {
                 Ok(()) => {
                     self.guest_agent = true;
                     return Ok(());
