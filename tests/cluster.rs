@@ -234,6 +234,10 @@ fn a_name_or_an_address_that_is_taken_is_refused() {
     cluster.finish();
 }
 
+/// Rows that only a server that is there can have.
+const ITS_ROWS: [(&str, &str); 2] =
+    [("Original", "S4, original-9, broken, no room"), ("Maintenance", "S4, a new disk")];
+
 #[test]
 fn a_removed_server_is_refused_by_all_at_once_and_told_so() {
     let cluster = Cluster::of(4);
@@ -241,6 +245,9 @@ fn a_removed_server_is_refused_by_all_at_once_and_told_so() {
     let rest: Vec<&Server> = cluster.servers()[..3].iter().collect();
     let writer = Writer::start(cluster.server("S2"), "Notes", "n", "x", Wait::Majority);
     writer.wait_for_more(5);
+    for (file, row) in ITS_ROWS {
+        cluster.server("S1").cli(&["files", "add", file, row]).ok();
+    }
     cluster.server("S1").cli(&["remove", "S4", "--reason", "sold"]).ok();
     wait_until("nobody is linked with it", || {
         rest.iter().all(|server| {
@@ -267,6 +274,9 @@ fn a_removed_server_is_refused_by_all_at_once_and_told_so() {
         let notes: BTreeSet<_> = server.show("Notes").into_iter().collect();
         assert!(promises.iter().all(|promise| notes.contains(&promise.record)), "{}", server.name);
         assert!(!notes.contains("from-outside, 1"));
+        for (file, _) in ITS_ROWS {
+            assert!(server.show(file).iter().all(|row| !row.starts_with("S4, ")), "{file} of {}", server.name);
+        }
         assert_eq!(server.link("S4"), None);
         server.verify();
     }

@@ -33,13 +33,13 @@ pub fn run_witness(args: DaemonArgs) -> Outcome {
 
 fn run_as(args: DaemonArgs, witness: bool) -> Outcome {
     let mut config = Config::load(&args.directory.directory)?;
-    if witness && config.service.interface().is_some() {
+    config.recovery.witness |= witness;
+    if config.recovery.witness && config.service.interface().is_some() {
         return Err(Failure::input(
             "a witness serves nothing, and p2pdb.toml names a service.interface",
-            "take the line out, or run p2pdb daemon",
+            "take the line out; or, for a server, run p2pdb daemon without recovery.witness",
         ));
     }
-    config.recovery.witness |= witness;
     let filter = EnvFilter::try_new(&args.log)
         .map_err(|error| Failure::input(format!("--log {}: {error}", args.log), "give a level such as info"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

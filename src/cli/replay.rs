@@ -61,11 +61,12 @@ enum Point {
 impl FromStr for Point {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(id) = text.parse() {
-            return Ok(Point::Entry(id));
+        // The time first: 12:30:00 could be an entry of a server that is called 12.
+        if let Ok(time) = parse_time(text, &Zoned::now()) {
+            return Ok(Point::Time(time));
         }
-        parse_time(text, &Zoned::now())
-            .map(Point::Time)
+        text.parse()
+            .map(Point::Entry)
             .map_err(|_| format!("'{text}' is no entry such as mail:6a91f3c2:12, and no time; write {FORMS}"))
     }
 }
@@ -300,6 +301,15 @@ mod tests {
         entries.iter().try_for_each(|sealed| fold.take(sealed.entry())).map_err(text)?;
         let files = fold.finish().map_err(text)?.files;
         Ok(files.file(&FileName::new("Notes").unwrap()).map(|file| file.text()).unwrap_or_default())
+    }
+
+    #[test]
+    fn what_could_be_a_time_or_an_entry_is_a_time() {
+        for time in ["12:30:00", "2026-11-22T12:00:00", "2026-11-22 12:00", "yesterday 18:00", "now"] {
+            assert!(matches!(time.parse(), Ok(Point::Time(_))), "{time}");
+        }
+        assert!(matches!("mail:6a91f3c2:12".parse(), Ok(Point::Entry(_))));
+        assert!("mail".parse::<Point>().unwrap_err().contains("no time; write "));
     }
 
     #[test]

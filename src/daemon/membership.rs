@@ -254,6 +254,11 @@ impl Daemon {
             let what = format!("{name} cannot remove itself");
             return Err(Box::new(Response::failed(what, "run p2pdb remove on another server")));
         }
+        // What it said of itself, and what was meant for the machine that has gone.
+        for name in [file::CONDITION, file::ORIGINAL, file::MAINTENANCE] {
+            let rows = files.records_of(name).filter(|row| row.field(0) == key).cloned();
+            edits.extend(rows.map(|row| Edit { file: builtin(name), change: Change::Del(row), bases: None }));
+        }
         let after = Record::of([key, &wall_ms().to_string()]);
         let before = files.builtin(file::REVOKED).and_then(|revoked| revoked.record(key)).cloned();
         let change = match before {
