@@ -420,9 +420,9 @@ impl Daemon {
                 }
                 self.input(Input::LinkDown { peer });
             }
-            MeshEvent::Refused { peer, address, reason } => {
+            MeshEvent::Refused { peer, address, reason, proven } => {
                 debug!(?peer, %address, reason, "connection refused");
-                if reason == WE_ARE_REVOKED && self.world.mesh.links().is_empty() {
+                if proven && reason == WE_ARE_REVOKED && self.world.mesh.links().is_empty() {
                     self.raise_removed("the others refuse its certificate");
                 }
                 if let Some(peer) = peer {

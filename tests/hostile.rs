@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use harness::careless::close_reason;
-use harness::peer::{Identity, Peer, dial, framed};
+use harness::peer::{Identity, Peer, dial, framed, slander};
 use harness::writer::{Writer, add_request};
 use harness::{Cluster, LIMIT, wait_until};
 use p2pdb::core::clock::Timestamp;
@@ -90,6 +90,19 @@ async fn who_does_not_belong_to_the_cluster_does_not_get_in() {
         silent.extend(dial(Some(&member), target.address).await.ok());
     }
     assert_unharmed(&cluster);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_cannot_tell_a_lonely_server_that_it_was_removed() {
+    let cluster = Cluster::of(1);
+    let server = cluster.server("S1");
+    for _ in 0..5 {
+        slander(server.address).await;
+    }
+    wait_until("it has heard that", || server.log_text().matches("our certificate is revoked").count() == 5);
+    server.cli(&["files", "add", "Notes", "still, here"]).ok();
+    assert!(server.status().unwrap().alarms.is_empty());
+    cluster.finish();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -217,12 +217,16 @@ impl Chain {
             }
             // Nobody asks in somebody else's name.
             ChainMessage::Prepare { .. } | ChainMessage::Accept { .. } => {}
-            ChainMessage::Promise { slot, ballot, accepted } => {
+            // What is told as accepted must be of this slot and earlier than this attempt: else it is no promise.
+            ChainMessage::Promise { slot, ballot, accepted }
+                if accepted.as_ref().is_none_or(|(voted, decision)| decision.slot == slot && *voted < ballot) =>
+            {
                 if let Some(attempt) = self.awaits(slot, &ballot, Phase::Prepare) {
                     attempt.promised(peer, accepted);
                     self.count_votes(now, out);
                 }
             }
+            ChainMessage::Promise { .. } => {}
             ChainMessage::Accepted { slot, ballot } => {
                 if let Some(attempt) = self.awaits(slot, &ballot, Phase::Accept) {
                     attempt.votes.insert(peer);

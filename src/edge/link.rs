@@ -65,13 +65,16 @@ pub(crate) struct Refusal {
     pub code: CloseCode,
     pub reason: String,
     pub peer: Option<ServerName>,
+    /// A peer that we have dialled had shown its certificate before: what it says is its word. Before that, anybody may have said it.
+    pub proven: bool,
     /// Part of normal life: a duplicate, a shutdown, nobody there.
     pub quiet: bool,
 }
 
 impl Refusal {
     pub fn new(code: CloseCode, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into(), peer: None, quiet: CloseCode::is_quiet(code.number()) }
+        let quiet = CloseCode::is_quiet(code.number());
+        Self { code, reason: reason.into(), peer: None, proven: false, quiet }
     }
 
     pub fn of_connection(error: &ConnectionError) -> Self {
@@ -81,11 +84,11 @@ impl Refusal {
             ConnectionError::VersionMismatch => (CloseCode::Handshake, false),
             _ => (CloseCode::Unreachable, true),
         };
-        Self { code, reason: describe(error), peer: None, quiet }
+        Self { code, reason: describe(error), peer: None, proven: false, quiet }
     }
 }
 
-/// The reason of a peer that refuses us because we have been removed from the group.
+/// The reason of a peer that refuses us because we have been removed from the group, if that is proven.
 pub const WE_ARE_REVOKED: &str = "the peer refused us: our certificate is revoked";
 
 /// A closed connection in words for an operator.

@@ -152,6 +152,8 @@ pub enum MeshEvent {
         peer: Option<ServerName>,
         address: SocketAddr,
         reason: String,
+        /// The peer was dialled by us and had shown its certificate.
+        proven: bool,
     },
 }
 
@@ -526,7 +528,7 @@ impl Shared {
             .connect_with(config, address, TLS_SERVER_NAME)
             .map_err(|error| failed(format!("cannot dial {address}: {error}")))?;
         let connection = self.handshake(address, connecting).await?;
-        let refuse = |refusal| close_refused(&connection, refusal);
+        let refuse = |refusal| Refusal { proven: true, ..close_refused(&connection, refusal) };
         let certificate = peer_certificate(&connection, &self.ca).map_err(refuse)?;
         let hellos = greet(&connection, certificate, &self.config, &self.hello);
         let established = within(self.handshake_timeout(), address, hellos).await.map_err(refuse)?;
@@ -636,14 +638,14 @@ impl Shared {
     }
 
     fn report(&self, address: SocketAddr, refusal: Refusal) {
-        let Refusal { peer, reason, quiet, .. } = refusal;
+        let Refusal { peer, reason, proven, quiet, .. } = refusal;
         if quiet {
             debug!(%address, peer = ?peer, reason, "no link");
             return;
         }
         warn!(%address, peer = ?peer, reason, "connection refused");
         // A flood of refusals must not stand in anyone's way, so they are dropped when there is no room.
-        let _ = self.events.try_send(MeshEvent::Refused { peer, address, reason });
+        let _ = self.events.try_send(MeshEvent::Refused { peer, address, reason, proven });
     }
 
     fn retry_delay(&self, failures: u32) -> Duration {

@@ -10,10 +10,13 @@ use quinn::{Connection, ConnectionError};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Believes everything but, if so, that a certificate is still good.
 #[derive(Debug)]
-struct BelieveAll;
+struct Believer {
+    says_revoked: bool,
+}
 
-impl rustls::client::danger::ServerCertVerifier for BelieveAll {
+impl rustls::client::danger::ServerCertVerifier for Believer {
     fn verify_server_cert(
         &self,
         _: &rustls::pki_types::CertificateDer<'_>,
@@ -22,7 +25,10 @@ impl rustls::client::danger::ServerCertVerifier for BelieveAll {
         _: &[u8],
         _: rustls::pki_types::UnixTime,
     ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
+        match self.says_revoked {
+            true => Err(rustls::CertificateError::Revoked.into()),
+            false => Ok(rustls::client::danger::ServerCertVerified::assertion()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -49,11 +55,21 @@ impl rustls::client::danger::ServerCertVerifier for BelieveAll {
 }
 
 pub fn careless_client(identity: Option<&Credentials>) -> QuicClientConfig {
+    client(identity, false)
+}
+
+/// One without a certificate, that says of any server's that it is revoked.
+#[allow(dead_code, reason = "the tests of the transport alone do without")]
+pub fn slandering_client() -> QuicClientConfig {
+    client(None, true)
+}
+
+fn client(identity: Option<&Credentials>, says_revoked: bool) -> QuicClientConfig {
     let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(BelieveAll));
+        .with_custom_certificate_verifier(Arc::new(Believer { says_revoked }));
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {

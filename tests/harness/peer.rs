@@ -21,11 +21,12 @@ use p2pdb::edge::frame::{FrameDecoder, frame_header};
 use p2pdb::edge::hello::{HELLO_BYTES_MAX, Hello, encode_ready};
 use p2pdb::edge::tls::TLS_SERVER_NAME;
 use p2pdb::format::{decode_message, encode_message};
+use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig};
 use tokio::time::timeout;
 
 use super::Server;
-use super::careless::{careless_client, close_reason};
+use super::careless::{careless_client, close_reason, slandering_client};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -107,12 +108,25 @@ pub async fn dial(identity: Option<&Identity>, target: SocketAddr) -> Result<(En
     dial_with(identity, target, TransportConfig::default()).await
 }
 
+/// As a stranger who says that the server's certificate is revoked.
+pub async fn slander(target: SocketAddr) {
+    let refused = dial_as(slandering_client(), target, TransportConfig::default()).await;
+    assert!(refused.is_err(), "the client itself ends it");
+}
+
 async fn dial_with(
     identity: Option<&Identity>,
     target: SocketAddr,
+    transport: TransportConfig,
+) -> Result<(Endpoint, Connection), ConnectionError> {
+    dial_as(careless_client(identity.map(|identity| &identity.credentials)), target, transport).await
+}
+
+async fn dial_as(
+    tls: QuicClientConfig,
+    target: SocketAddr,
     mut transport: TransportConfig,
 ) -> Result<(Endpoint, Connection), ConnectionError> {
-    let tls = careless_client(identity.map(|identity| &identity.credentials));
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     transport.keep_alive_interval(Some(Duration::from_millis(200)));
     config.transport_config(Arc::new(transport));

@@ -96,6 +96,20 @@ fn an_acceptor_answers_when_its_disk_has_followed_and_keeps_its_promise_over_a_r
 }
 
 #[test]
+fn a_promise_that_tells_of_another_slot_or_a_later_ballot_is_none() {
+    let mut one = chain(1, 3);
+    one.handle(QUIET, ChainInput::Wish { ticket: 9, wish: recover(3, 1) });
+    one.handle(QUIET, ChainInput::Persisted);
+    for accepted in [(ballot(0, 2), one_of(999, 2)), (ballot(7, 2), one_of(4, 2))] {
+        let accepted = Some((accepted.0, Arc::new(accepted.1)));
+        let out = one.handle(QUIET, from(2, ChainMessage::Promise { slot: 4, ballot: ballot(1, 1), accepted }));
+        assert_eq!(out, [], "its disk would have to take what cannot be");
+    }
+    let out = one.handle(QUIET, from(2, ChainMessage::Promise { slot: 4, ballot: ballot(1, 1), accepted: None }));
+    assert!(matches!(sends(&out).as_slice(), [ChainMessage::Accept { decision, .. }] if decision.slot == 4));
+}
+
+#[test]
 fn a_value_that_was_accepted_is_finished_before_the_own_wish() {
     let mut one = chain(1, 3);
     one.handle(QUIET, ChainInput::Wish { ticket: 9, wish: recover(3, 1) });
