@@ -308,6 +308,26 @@ fn deleted_files_come_back() {
 }
 
 #[test]
+fn a_file_that_was_moved_away_is_watched_where_it_is_now() {
+    let mut rig = Rig::new("Notes", &["a, 1"]);
+    rig.shell("mv Notes Notes.bak");
+    rig.ends_as(&["a, 1"]);
+    rig.shell("mv Notes.bak Notes");
+    // What was replaced is held for a second; nothing is to end with that.
+    std::thread::sleep(Duration::from_secs(2));
+    rig.shell("echo 'x, 1' >> Notes");
+    rig.ends_as(&["a, 1", "x, 1"]);
+
+    rig.shell("mv Notes Notes2");
+    rig.ends_as(&["a, 1", "x, 1"]);
+    rig.until_tree("the new file", |tree| tree.text("Notes2") == "a, 1\nx, 1\n");
+    std::thread::sleep(Duration::from_secs(2));
+    rig.shell("echo 'y, 1' >> Notes2; echo 'z, 1' >> Notes");
+    rig.until_tree("both are read", |tree| tree.text("Notes2").ends_with("y, 1\n"));
+    rig.ends_as(&["a, 1", "x, 1", "z, 1"]);
+}
+
+#[test]
 fn mode_and_owner_stay() {
     let mut rig = Rig::new("Notes", &["a, 1"]);
     std::fs::set_permissions(rig.path("Notes"), PermissionsExt::from_mode(0o664)).unwrap();

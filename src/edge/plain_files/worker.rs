@@ -398,7 +398,7 @@ impl Worker {
         let size = file.metadata()?.len();
         watch_file(&self.inotify, &file, true)?;
         let now_ms = self.now_ms();
-        self.watched.insert(watch.get_watch_descriptor_id(), name.clone());
+        self.hand_over(&watch, name);
         let held = self.files.get_mut(name).expect("only known files are adopted");
         held.author = attributes.owner.map_or_else(|| "plain file".into(), |(user, _)| folder::user_name(user));
         let mut inode = Inode::new(watch, file, identity, 0);
@@ -422,6 +422,20 @@ impl Worker {
         };
         held.current = Some(inode);
         Ok(actions)
+    }
+
+    /// A file has one watch, whatever its name: what was replaced and has a name again is nobody's orphan any more, or the watch would
+    /// end with that.
+    fn hand_over(&mut self, watch: &WatchDescriptor, name: &FileName) {
+        let Some(before) = self.watched.insert(watch.get_watch_descriptor_id(), name.clone()) else { return };
+        let Some(Watched { plain, orphans, .. }) = self.files.get_mut(&before) else { return };
+        orphans.retain(|(_, orphan)| {
+            let stays = orphan.watch != *watch;
+            if !stays {
+                plain.closed(orphan.text);
+            }
+            stays
+        });
     }
 
     /// Shows what is due. After a costly text, the next ones wait, and only the newest state of each file is shown.
