@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
-from . import experiment, logsize, namespaces, packages, priority, recovery, report, scale, sync
+from . import experiment, findings, logsize, namespaces, packages, priority, recovery, report, scale, sync
 from .bench import Bench, Options
 from .errors import RigError, Skipped
 from .progress import Progress
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     seven.add_argument("--runs", type=int, default=10, help="of each case (default: 10)")
     seven.add_argument("--paper-runs", type=int, default=10, help="of each with the preset paper and with the conventional method (default: 10)")
     seven.add_argument("--extra-runs", type=int, default=10, help="of each further failure, and of the peers (default: 10)")
-    seven.add_argument("--only", default=",".join(experiment.PARTS), metavar="PARTS", help="of: %(default)s; what OUT has of the others stays in the report")
+    seven.add_argument("--only", default=",".join(findings.PARTS), metavar="PARTS", help="of: %(default)s; what OUT has of the others stays in the report")
     seven.set_defaults(samples=100, slow_samples=3, interval_ms=20, rounds=2)
     seven.set_defaults(run=_experiment)
 
@@ -155,9 +155,9 @@ def _recovery(arguments: argparse.Namespace, progress: Progress) -> int:
 
 
 def _experiment(arguments: argparse.Namespace, progress: Progress) -> int:
-    parts = _chosen(arguments.only, experiment.PARTS)
+    parts = _chosen(arguments.only, findings.PARTS)
     _need_root()
-    experiment.run(_bench(arguments, progress, experiment.KEPT), arguments.runs, arguments.paper_runs, arguments.extra_runs, parts)
+    experiment.run(_bench(arguments, progress, findings.KEPT), arguments.runs, arguments.paper_runs, arguments.extra_runs, parts)
     return 0
 
 
