@@ -528,10 +528,12 @@ impl Shared {
             .connect_with(config, address, TLS_SERVER_NAME)
             .map_err(|error| failed(format!("cannot dial {address}: {error}")))?;
         let connection = self.handshake(address, connecting).await?;
-        let refuse = |refusal| Refusal { proven: true, ..close_refused(&connection, refusal) };
+        let refuse = |refusal| close_refused(&connection, refusal);
         let certificate = peer_certificate(&connection, &self.ca).map_err(refuse)?;
         let hellos = greet(&connection, certificate, &self.config, &self.hello);
-        let established = within(self.handshake_timeout(), address, hellos).await.map_err(refuse)?;
+        let established = within(self.handshake_timeout(), address, hellos)
+            .await
+            .map_err(|refusal| Refusal { proven: true, ..refuse(refusal) })?;
         self.start_link(connection, established, true, generation).await
     }
 

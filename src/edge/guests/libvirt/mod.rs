@@ -529,33 +529,31 @@ impl LibvirtMachine {
         Ok(begun.elapsed().as_millis() as u64)
     }
 
-    /// Whether the agent is a way into the guest. What it may do is asked once, of a guest that boots.
-    fn ask_agent(&mut self, uuid: &str) -> Result<(), LibvirtError> {
+    /// Whether the agent is a way into the guest; what it may do is asked of a guest that boots, and `known` afterwards.
+    fn ask_agent(&mut self, uuid: &str, known: Option<bool>) -> Result<(), LibvirtError> {
         let patience = Duration::from_secs(1);
-        match self.store.description() {
-            Ok(pristine) if pristine.guest_agent => guest_agent::ping(&mut self.connection, uuid, patience),
-            Ok(_) => self.connection.on_domain(uuid, "asking how it is", LOOK, Domain::get_state).and_then(|_| {
-                Err(LibvirtError::Failed {
-                    what: "the guest agent",
-                    why: "it was of no use when the guest booted".into(),
-                })
-            }),
-            Err(_) => guest_agent::may_run(&mut self.connection, uuid, patience),
+        match known {
+            None => guest_agent::may_run(&mut self.connection, uuid, patience),
+            Some(true) => guest_agent::ping(&mut self.connection, uuid, patience),
+            Some(false) => {
+                self.connection.on_domain(uuid, "asking how it is", LOOK, Domain::get_state)?;
+                Err(LibvirtError::Failed { what: "the guest agent", why: "it was of no use at the first boot".into() })
+            }
         }
     }
 
     /// Waits until the guest answers, by whichever way.
     fn wait_for_guest(&mut self, uuid: &str, deadline: Instant) -> Result<(), Failed> {
         let begun = Instant::now();
-        let lacks_agent = self.store.description().is_ok_and(|pristine| !pristine.guest_agent);
+        let known = self.store.description().ok().map(|pristine| pristine.guest_agent);
         // While it boots, the channel may be there before the agent.
-        let (alone, grace) = match lacks_agent {
-            true => (Duration::ZERO, Duration::ZERO),
-            false => (AGENT_ALONE, AGENT_GRACE),
+        let (alone, grace) = match known {
+            Some(false) => (Duration::ZERO, Duration::ZERO),
+            _ => (AGENT_ALONE, AGENT_GRACE),
         };
         let mut channel_since = None;
         loop {
-            let why = match self.ask_agent(uuid) {
+            let why = match self.ask_agent(uuid, known) {
                 Ok(()) => {
                     self.guest_agent = true;
                     return Ok(());
