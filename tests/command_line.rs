@@ -95,6 +95,27 @@ fn init_makes_a_server_and_never_a_second_one() {
 }
 
 #[test]
+fn what_root_makes_in_a_directory_of_another_user_belongs_to_that_user() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+
+    const SOMEBODY: u32 = 65_534;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("\n**** SKIPPED: only root can make files for others ****\n");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let directory = folder.path().join("S1");
+    std::fs::create_dir(&directory).unwrap();
+    chown(&directory, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    init(&directory);
+    for name in ["p2pdb.toml", "founding", "certs", "certs/ca.key", "certs/server.crt", "certs/server.key"] {
+        let metadata = std::fs::metadata(directory.join(name)).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (SOMEBODY, SOMEBODY), "{name}");
+    }
+}
+
+#[test]
 fn wrong_addresses_and_names_are_told_before_anything_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("S1");

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rustix::thread::{Gid, Uid, set_thread_gid, set_thread_groups, set_thread_uid};
 use serde::Serialize;
 
 use super::cert::{VALIDITY_MS, new_credentials};
@@ -60,6 +61,7 @@ impl ServerArgs {
 
 pub fn run(args: InitArgs, session: &mut Session) -> Outcome {
     let directory = args.directory.directory;
+    become_owner(&directory)?;
     check_new_directory(&directory)?;
     let identity = args.server.identity(&directory)?;
     let now_ms = wall_clock_ms();
@@ -76,6 +78,24 @@ pub fn run(args: InitArgs, session: &mut Session) -> Outcome {
     let config = Config::create(&directory, &identity)?;
     let cluster = authority.certificate().cluster();
     told(&config, &cluster.to_string(), session)
+}
+
+/// Root goes on as the owner of a directory that is somebody else's: the daemon of what is made there runs as that user.
+pub fn become_owner(directory: &Path) -> Result<(), Failure> {
+    let Ok(metadata) = std::fs::metadata(directory) else { return Ok(()) };
+    let (owner, group) = (Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid()));
+    if owner.is_root() || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    // The kernel changes the calling thread alone; there is no other one yet.
+    let became = set_thread_groups(&[group]).and_then(|()| set_thread_gid(group)).and_then(|()| set_thread_uid(owner));
+    became.map_err(|error| {
+        let (directory, owner) = (directory.display(), metadata.uid());
+        Failure::storage(
+            format!("{directory} belongs to user {owner}, and this process cannot become that user: {error}"),
+            "run it as that user, or choose another --dir",
+        )
+    })
 }
 
 /// Makes a server's directory, which others may enter but not list or change.

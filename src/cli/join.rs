@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 
 use super::error::{Failure, Outcome, Report};
-use super::init::{ServerArgs, create_directory, told};
+use super::init::{ServerArgs, become_owner, create_directory, told};
 use super::{DirectoryArgs, Session, check_new_directory};
 use crate::edge::certificate::CertificateDirectory;
 use crate::edge::config::{Config, Identity, check_listen};
@@ -28,6 +28,7 @@ pub struct JoinArgs {
 
 pub fn run(args: JoinArgs, session: &mut Session) -> Outcome {
     let directory = args.directory.directory;
+    become_owner(&directory)?;
     check_new_directory(&directory)?;
     let token: Token = args.token.trim().parse().map_err(|error: TokenError| Failure::Input(Report::of(error)))?;
     let mut identity = args.server.identity(&directory)?;
