@@ -17,6 +17,7 @@ use crate::core::id::ServerName;
 use crate::daemon::FOUNDING_FILE;
 use crate::edge::certificate::{AUTHORITY_VALIDITY_MS, Authority, CertificateDirectory};
 use crate::edge::config::{Config, Identity, check_files_folder, check_listen, default_files_folder};
+use crate::edge::control::has_unit;
 use crate::edge::plain_files::foreign_name;
 
 #[derive(Debug, Args)]
@@ -128,6 +129,10 @@ pub fn told(config: &Config, cluster: &str, session: &mut Session) -> Outcome {
     output.line(format_args!("{} is a member of cluster {cluster}", config.name))?;
     output.line(format_args!("  settings  {directory}/{}", crate::edge::config::FILE_NAME))?;
     output.line(format_args!("  files     {}", config.files.display()))?;
-    output.line(output.paint(Style::Dim, format_args!("Start it with: p2pdb daemon --dir {directory}")))?;
+    let start = match has_unit(&config.directory) {
+        true => "systemctl enable --now p2pdb".to_owned(),
+        false => format!("p2pdb daemon --dir {directory}"),
+    };
+    output.line(output.paint(Style::Dim, format_args!("Start it with: {start}")))?;
     Ok(Answer::Yes)
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, has_unit};
 pub use peer::{Peer, Role};
 pub use protocol::{
     Bundle, BundlePart, CertificateView, Conflict, ConflictLeaf, Edited, FileChange, FileEdit, FilePart, FileSnapshot,

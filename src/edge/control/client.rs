@@ -11,10 +11,16 @@ use thiserror::Error;
 use super::protocol::{OutgoingCall, Reply, Request, Response};
 use super::{LINE_BYTES_MAX, VERSION, socket_path};
 
+/// The directory that the unit of the package starts the daemon of.
+const PACKAGED_DIRECTORY: &str = "/var/lib/p2pdb";
+/// Where that unit may be.
+const UNITS: [&str; 3] =
+    ["/etc/systemd/system/p2pdb.service", "/lib/systemd/system/p2pdb.service", "/usr/lib/systemd/system/p2pdb.service"];
+
 /// Why the daemon cannot be spoken to.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    #[error("no daemon answers at {path}; start it with: p2pdb daemon --dir {}", directory.display())]
+    #[error("no daemon answers at {path}; start it with: {}", start_command(directory, has_unit(directory)))]
     NoDaemon { path: PathBuf, directory: PathBuf },
     #[error("{path}: this user may not open the control socket; ask as root, or as a member of its group")]
     Forbidden { path: PathBuf },
@@ -175,5 +181,30 @@ impl Client {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ClientError::Gone { path },
             _ => ClientError::Broken { path, source },
         }
+    }
+}
+
+/// Whether a unit of systemd is there for the daemon of this directory.
+pub fn has_unit(directory: &Path) -> bool {
+    directory == Path::new(PACKAGED_DIRECTORY) && UNITS.iter().any(|unit| Path::new(unit).exists())
+}
+
+fn start_command(directory: &Path, has_unit: bool) -> String {
+    match has_unit {
+        true => "systemctl start p2pdb".into(),
+        false => format!("p2pdb daemon --dir {}", directory.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemon_of_the_package_is_started_by_its_unit() {
+        assert_eq!(start_command(Path::new(PACKAGED_DIRECTORY), true), "systemctl start p2pdb");
+        assert_eq!(start_command(Path::new("/srv/S1"), false), "p2pdb daemon --dir /srv/S1");
+        assert!(!has_unit(Path::new("/srv/S1")));
+        assert_eq!(has_unit(Path::new("/var/lib/p2pdb/")), UNITS.iter().any(|unit| Path::new(unit).exists()));
     }
 }
