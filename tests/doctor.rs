@@ -35,6 +35,7 @@ fn the_doctor_finds_what_is_wrong_and_nothing_else() {
 
     first.add("Service", "S1, 10.0.0.9/24, exclusive");
     first.add("Service", "S2, 10.0.0.9/24, shared");
+    finds(first, &["service network: the file Service gives 10.0.0.9/24 to S1", "set service.interface in p2pdb.toml"]);
     finds(first, &["services: S1 and S2 have the same service address 10.0.0.9", "p2pdb files mod Service"]);
     finds(first, &["services: S2 has a service and no installation procedure", "procedure put FOLDER --server S2"]);
     finds(first, &["original servers: no host has one that is ready"]);

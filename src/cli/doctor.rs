@@ -77,14 +77,19 @@ impl Findings {
 
 pub fn run(args: DoctorArgs, session: &mut Session) -> Outcome {
     let mut findings = Findings::default();
-    match Config::load(&args.directory.directory) {
+    let config = Config::load(&args.directory.directory);
+    match &config {
         Ok(config) => {
             findings.good("settings", "p2pdb.toml can be used");
-            machine(&config, &mut findings);
+            machine(config, &mut findings);
         }
         Err(error) => findings.wrong("settings", error, "correct it and start the daemon again"),
     }
-    match group(&args.directory) {
+    let group = group(&args.directory);
+    if let Ok(config) = &config {
+        judge_service_network(config, group.as_ref().ok().map(|(_, files)| &files.services), &mut findings);
+    }
+    match group {
         Ok((status, files)) => {
             judge_status(&status, &mut findings);
             judge_decisions(&status, &mut findings);
@@ -141,9 +146,24 @@ fn machine(config: &Config, findings: &mut Findings) {
         judge_libvirt(config, findings);
     }
     judge_hooks(config, findings);
+}
+
+/// `services` is the file `Service`, if the daemon could be asked for it.
+fn judge_service_network(config: &Config, services: Option<&Files>, findings: &mut Findings) {
     let Some(interface) = config.service.interface() else {
-        return findings
-            .good("service network", "none is set: this host holds no service address and no original servers");
+        let Some(service) = services.and_then(|files| Service::of(files, &config.name)) else {
+            return findings
+                .good("service network", "none is set: this host holds no service address and no original servers");
+        };
+        let text = format!(
+            "the file Service gives {} to {}, and no interface is set: this server does not take it, and counts as failed",
+            service.address, config.name
+        );
+        return findings.wrong(
+            "service network",
+            text,
+            "set service.interface in p2pdb.toml and restart the daemon, or delete the record with p2pdb files del Service",
+        );
     };
     if !has_interface(&interface) {
         let text = format!("there is no interface '{interface}'");

@@ -143,18 +143,20 @@ impl Management {
 
     // ---- the way back ----
 
-    /// While somebody plays this server, its own service is watched where it runs, for its address is elsewhere.
+    /// While somebody plays this server, its own service is watched where it runs, for its address is elsewhere. A server that
+    /// takes no address is asked at it all the same: where nobody answers there, it would fail again at once.
     pub(super) fn own_service_at_home(&self, turn: &Turn) -> Option<Watched> {
         let Standing::Recovered { .. } = self.chain.standing() else { return None };
         let me = self.config.me.clone();
         let (checks, _) = Check::of(turn.scene.files, &me, self.config.preset);
+        let service = Service::of(turn.scene.files, &me).filter(|_| !self.config.service_network);
         Some(Watched {
             target: me.clone(),
             host: me,
             here: true,
             role: Role::Own,
             managers: Managers::default(),
-            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            address: service.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |service| service.address.ip),
             checks,
         })
     }
@@ -222,6 +224,13 @@ impl Management {
             plays && hosts && !was_out && turn.scene.linked.contains(&place.host)
         });
         let service = Service::of(turn.scene.files, &me);
+        if let (false, false, Some(place), Some(service)) = (asked, self.config.service_network, place, service) {
+            return Some(format!(
+                "because it would not take {}, at which {} plays it: set service.interface in p2pdb.toml, and restart the \
+                 daemon",
+                service.address, place.host
+            ));
+        }
         if let (true, true, Some(service)) = (is_played, self.config.service_network, service) {
             if now_us >= self.standing.back.next_us && self.standing.back.look.is_none() {
                 self.standing.back.next_us = now_us + TRY_US;
@@ -284,7 +293,13 @@ impl Management {
         match report.health {
             Health::Healthy if report.health_for_ms >= HEALTHY_MS => None,
             Health::Healthy => Some("for its own service to stay in order".into()),
-            health => Some(format!("for its own service to be in order: it is {health}")),
+            health => {
+                let untaken = Service::of(turn.scene.files, &me).filter(|_| !self.config.service_network);
+                let asked_at = untaken.map_or(String::new(), |service| {
+                    format!(" at {}, which it does not take without a service.interface", service.address)
+                });
+                Some(format!("for its own service to be in order: it is {health}{asked_at}"))
+            }
         }
     }
 

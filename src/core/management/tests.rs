@@ -658,6 +658,34 @@ fn a_service_that_fails_is_played_at_once_for_its_server_lets_go() {
 }
 
 #[test]
+fn a_server_that_takes_no_address_is_played_once_and_does_not_come_back_to_fail_again() {
+    for has_originals in [true, false] {
+        let mut group = Group::new(4);
+        if !has_originals {
+            group.shared.records.retain(|(file, _), _| file.as_str() != "Original");
+            group.shared.remake();
+        }
+        let restarted = &mut group.servers[1];
+        let memory = restarted.memory.clone();
+        let without = ManagementConfig { service_network: false, ..config(&restarted.name, 1, &[]) };
+        restarted.management = Management::new(without, memory);
+        restarted.held = None;
+        group.begin(1);
+        group.wait("S2 is out of the group", 10_000, |group| group.lines("Group").len() == 3);
+        if has_originals {
+            group.wait("S2 is played", 5_000, |group| group.host_of(2).as_deref() == Some("S1"));
+        }
+        for _ in 0..60 {
+            group.run(1_000);
+            assert_eq!(group.lines("Group"), ["S1", "S3", "S4"], "{}", group.story());
+        }
+        assert!(group.story().contains("service.interface"), "{}", group.story());
+        assert_eq!(group.host_of(2).is_some(), has_originals, "{}", group.story());
+        assert!(!has_originals || group.recoveries() == 1, "{}", group.story());
+    }
+}
+
+#[test]
 fn when_the_host_of_a_stand_in_dies_both_are_played() {
     let mut group = Group::new(5);
     group.power_off_until_played();
