@@ -13,6 +13,7 @@ use harness::network::Network;
 use harness::{Cluster, Server, skip, wait_until};
 use p2pdb::edge::process_identity::ProcessIdentity;
 use p2pdb::format::guest::decode_guest;
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 /// The originals of a server end with the test, also when it fails.
 struct Originals<'a>(&'a Path);
@@ -96,6 +97,30 @@ fn a_host_keeps_its_originals_ready_and_tries_them() {
     server.start();
     wait_until("they are gone", || rows(server).is_empty());
     server.cli(&["original", "check"]).fails_saying(&["keeps no original servers", "set service.interface"]);
+    cluster.finish();
+}
+
+#[test]
+fn originals_that_can_take_no_address_do_not_count_as_ready() {
+    let mut cluster = Cluster::empty();
+    cluster.add("S1");
+    let server = cluster.server("S1");
+    let _originals = Originals(&server.dir);
+    server.set("service", "interface", "\"lo\"");
+    server.set("originals", "count", "1");
+    // What this thread starts does not get it. Whoever is not root has none to lose.
+    let _ = remove_capability_from_bounding_set(CapabilitySet::NET_ADMIN);
+    server.start();
+    wait_until("it is told", || rows(server).iter().any(|row| row.starts_with("S1, original-1, limited, ")));
+    assert!(server.cli(&["original", "list"]).ok().contains("limited"));
+    assert_eq!(server.cli(&["original", "check"]).ok(), "original-1: ready\n");
+    let found = server.cli(&["doctor"]).negative();
+    assert!(found.contains("original-1 of S1 can stand in for nobody: a plain process"), "{found}");
+    // It shares the processes of the host: its daemon ends all of it.
+    server.stop();
+    server.set("originals", "count", "0");
+    server.start();
+    wait_until("it is gone", || rows(server).is_empty());
     cluster.finish();
 }
 

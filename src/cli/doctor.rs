@@ -22,7 +22,7 @@ use crate::core::check::{Check, Preset};
 use crate::core::id::{FileName, ServerName};
 use crate::core::lifecycle::Lifecycle;
 use crate::core::merge::Files;
-use crate::core::placement::READY;
+use crate::core::placement::{LIMITED, READY};
 use crate::core::schema::file;
 use crate::core::service::{Service, procedure_of};
 use crate::edge::config::{Config, Driver};
@@ -386,6 +386,15 @@ fn judge_files(files: &GroupFiles, findings: &mut Findings) {
     for record in files.originals.records_of(file::ORIGINAL) {
         match record.field(2) {
             READY => ready += 1,
+            LIMITED => {
+                let text =
+                    format!("{} of {} can stand in for nobody: {}", record.field(1), record.field(0), record.field(3));
+                findings.wrong(
+                    "original servers",
+                    text,
+                    format_args!("on {}: give the daemon the rights of the drop-in in originals.md", record.field(0)),
+                );
+            }
             "broken" => {
                 let text = format!("{} of {} is broken: {}", record.field(1), record.field(0), record.field(3));
                 findings.wrong(

@@ -20,6 +20,8 @@ use super::schema::file;
 
 /// The state in the file `Original` of an original server that can be used.
 pub const READY: &str = "suspended";
+/// The state of one that is suspended and could take no address: procedures can be tried in it, and it stands in for nobody.
+pub const LIMITED: &str = "limited";
 
 /// A server that might take a stand-in.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,6 +21,7 @@ use crate::core::id::{FileName, ServerName};
 use crate::core::io::{Edit, Input};
 use crate::core::lifecycle::Lifecycle;
 use crate::core::management::ManagementInput;
+use crate::core::placement::LIMITED;
 use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::core::service::procedure_of;
@@ -47,6 +48,8 @@ pub(super) struct Hosted {
     /// `None`: there are none, and there were none.
     pub(super) originals: Option<Originals>,
     count: usize,
+    /// Whether they can take service addresses; else they are told to be limited.
+    take_addresses: bool,
     guests: BTreeMap<String, Guest>,
     orders: BTreeMap<OrderId, Then>,
     last_order: OrderId,
@@ -76,6 +79,7 @@ impl Hosted {
         let mut hosted = Self {
             originals: None,
             count,
+            take_addresses: config.originals.driver != Driver::Process || ProcessDriver::isolates(),
             guests: BTreeMap::new(),
             orders: BTreeMap::new(),
             last_order: FIRST_OWN_ORDER,
@@ -113,6 +117,14 @@ impl Hosted {
     /// Stand-ins that a decision has put to work here.
     pub fn stand_ins(&self) -> u32 {
         self.guests.values().filter(|guest| guest.token != 0).count() as u32
+    }
+
+    /// The state of an original as it is told.
+    fn state(&self, guest: &Guest) -> &'static str {
+        match guest.state {
+            GuestState::Suspended if !self.take_addresses => LIMITED,
+            state => state.word(),
+        }
     }
 
     fn is_kept(&self, guest: &Guest) -> bool {
@@ -188,7 +200,7 @@ impl Daemon {
         let host = self.config.name.as_str();
         let kept = self.hosted.guests.values().filter(|guest| self.hosted.is_kept(guest));
         let mut wanted: BTreeMap<&str, Record> =
-            kept.map(|guest| (guest.original.as_str(), row(host, guest))).collect();
+            kept.map(|guest| (guest.original.as_str(), row(host, guest, self.hosted.state(guest)))).collect();
         let mut changes = Vec::new();
         for before in self.node.files().records_of(file::ORIGINAL).filter(|record| record.field(0) == host) {
             match wanted.remove(before.field(1)) {
@@ -208,7 +220,7 @@ impl Daemon {
         self.hosted.guests.values().filter(|guest| self.hosted.is_kept(guest)).map(|guest| OriginalView {
             host: self.config.name.as_str().to_owned(),
             original: guest.original.clone(),
-            state: guest.state.word().to_owned(),
+            state: self.hosted.state(guest).to_owned(),
             target: guest.target.clone(),
             note: guest.note.clone(),
         })
@@ -367,9 +379,9 @@ fn libvirt_driver(config: &Config) -> LibvirtDriver {
     }
 }
 
-fn row(host: &str, guest: &Guest) -> Record {
+fn row(host: &str, guest: &Guest, state: &str) -> Record {
     let note: String = guest.note.chars().filter(|character| !character.is_control()).take(NOTE_CHARS_MAX).collect();
-    Record::of([host, &guest.original, guest.state.word(), &note])
+    Record::of([host, &guest.original, state, &note])
 }
 
 fn failure(outcome: GuestOutcome) -> Option<String> {
