@@ -62,7 +62,7 @@ pub fn admit(files: &Files, overlay: &Overlay, transaction: &Transaction) -> Res
             Change::Del(record) => diffs.push(place.del(record)?),
             Change::Mod { before, after } => {
                 let key = place.key(after)?;
-                if place.key(before)? == key {
+                if place.held_key(before)? == key {
                     diffs.push(place.modify(key, before, after)?);
                 } else {
                     diffs.push(place.del(before)?);
@@ -122,13 +122,7 @@ impl Place<'_> {
     }
 
     fn del(&self, record: &Record) -> Result<Diff, Refusal> {
-        // What is there may be deleted whatever shape it has.
-        let key = match self.schema.check(&self.edit.file, record) {
-            Ok(key) => key,
-            Err(error) => self
-                .key_of_misfit(record)
-                .ok_or_else(|| Refusal::Schema { file: self.edit.file.clone(), why: error.to_string() })?,
-        };
+        let key = self.held_key(record)?;
         self.expect(&key, record)?;
         Ok(self.diff(key, Change::Del(record.clone())))
     }
@@ -136,6 +130,14 @@ impl Place<'_> {
     fn modify(&self, key: String, before: &Record, after: &Record) -> Result<Diff, Refusal> {
         self.expect(&key, before)?;
         Ok(self.diff(key, Change::Mod { before: before.clone(), after: after.clone() }))
+    }
+
+    /// The key of a record that is there; it may be deleted or replaced whatever shape it has.
+    fn held_key(&self, record: &Record) -> Result<String, Refusal> {
+        self.schema.check(&self.edit.file, record).or_else(|error| {
+            let refusal = || Refusal::Schema { file: self.edit.file.clone(), why: error.to_string() };
+            self.key_of_misfit(record).ok_or_else(refusal)
+        })
     }
 
     fn key_of_misfit(&self, record: &Record) -> Option<String> {
@@ -161,5 +163,30 @@ impl Place<'_> {
         let bases = self.edit.bases.clone();
         let bases: Vec<Version> = bases.unwrap_or_else(|| self.register(&key).map(Register::bases).unwrap_or_default());
         Diff { file: self.edit.file.clone(), key, change, bases }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::fixture::files;
+    use crate::core::priority::Class;
+
+    fn admitted(files: &Files, change: Change) -> Result<Vec<Diff>, Refusal> {
+        let edits = vec![Edit { file: FileName::new(file::SERVICE).unwrap(), change, bases: None }];
+        let transaction =
+            Transaction { class: Class::Transmission, author: "alice".into(), reason: String::new(), edits };
+        admit(files, &Overlay::default(), &transaction)
+    }
+
+    #[test]
+    fn what_was_written_when_its_shape_was_allowed_may_be_corrected() {
+        let record = |line: &str| Record::parse(line).unwrap();
+        let files = files("Service: S2, 10.0.0.2, exclusive");
+        let (before, after) = (record("S2, 10.0.0.2, exclusive"), record("S2, 10.0.0.2/24, exclusive"));
+        let added = admitted(&files, Change::Add(record("S3, 10.0.0.3, shared")));
+        assert!(matches!(added, Err(Refusal::Schema { .. })), "{added:?}");
+        assert_eq!(admitted(&files, Change::Mod { before: before.clone(), after }).unwrap().len(), 1);
+        assert_eq!(admitted(&files, Change::Del(before)).unwrap().len(), 1);
     }
 }

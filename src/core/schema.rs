@@ -130,7 +130,8 @@ impl Kind {
             Kind::Number => field.parse::<f64>().is_ok_and(f64::is_finite),
             Kind::Address => field.parse::<SocketAddr>().is_ok(),
             Kind::Ip => field.parse::<IpAddr>().is_ok(),
-            Kind::Network => parse_address(field).is_some(),
+            // Whoever leaves the length out means the network that the address is in, and would get none.
+            Kind::Network => field.contains('/') && parse_address(field).is_some(),
             Kind::Sharing => matches!(field, "exclusive" | "shared"),
             Kind::Digest => field.parse::<Digest>().is_ok(),
         }
@@ -289,6 +290,16 @@ mod tests {
         assert!(matches!(check("Notes", ", b"), Err(SchemaError::EmptyKey { field: 1, .. })));
         assert!(matches!(check("Check", "S2, mail, smpt 25"), Err(SchemaError::Check(_))));
         assert_eq!(check("Check", "S2, mail, smtp 25, interval=2s").unwrap(), "S2, mail");
+    }
+
+    #[test]
+    fn a_service_address_without_the_length_of_its_network_is_refused() {
+        assert_eq!(check("Service", "S2, 10.0.0.2/24, exclusive").unwrap(), "S2");
+        let error = check("Service", "S2, 10.0.0.2, exclusive").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "field 2 of Service is '10.0.0.2', which is not an IP address with the length of its network, such as 10.0.0.2/24"
+        );
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub fn procedure_of(files: &Files, server: &ServerName) -> Option<Digest> {
     files.builtin(file::BUNDLE)?.record(&name)?.field(2).parse().ok()
 }
 
-/// Reads `10.0.0.2/24`; without a length, the address alone is meant.
+/// Reads `10.0.0.2/24`; in a record from when the length could be left out, the address alone is meant.
 pub fn parse_address(text: &str) -> Option<ServiceAddress> {
     let (ip, prefix) = match text.split_once('/') {
         Some((ip, prefix)) => (ip, Some(prefix)),
