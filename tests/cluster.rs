@@ -354,6 +354,24 @@ fn a_bundle_put_on_one_server_is_had_on_all_also_after_that_one_died() {
 }
 
 #[test]
+fn what_is_put_under_sudo_is_recorded_with_the_person() {
+    let cluster = Cluster::of(1);
+    let server = cluster.server("S1");
+    server.set_environment("SUDO_USER", "alice");
+    let folder = cluster.root.join("mail");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("procedure.toml"), "format = 1\ntarget = \"mail\"\n").unwrap();
+    fs::write(folder.join("install.sh"), "true\n").unwrap();
+    server.cli(&["bundle", "put", "notes", &folder.join("install.sh").to_string_lossy()]).ok();
+    server.cli(&["procedure", "put", &folder.to_string_lossy()]).ok();
+    let told = server.run_plain(&["dump", &server.dir.to_string_lossy(), "--file", "Bundle", "--json"]).ok();
+    let entries: Vec<serde_json::Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let by_alice = |entry: &serde_json::Value| entry["author"].as_str().unwrap().ends_with(" for alice");
+    assert!(entries.len() == 2 && entries.iter().all(by_alice), "{told}");
+    cluster.finish();
+}
+
+#[test]
 fn edits_on_both_sides_of_a_division_conflict_visibly_until_somebody_decides() {
     let cluster = Cluster::of(3);
     let [one, two, three] = cluster.servers() else { unreachable!("there are three") };

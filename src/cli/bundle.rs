@@ -9,7 +9,7 @@ use clap::Subcommand;
 use super::edits::word;
 use super::error::{Answer, Failure, Outcome};
 use super::output::{human_bytes, progress};
-use super::{DirectoryArgs, Session};
+use super::{DirectoryArgs, Session, on_behalf_of};
 use crate::core::id::Digest;
 use crate::edge::control::{BUNDLE_PART_BYTES_MAX, Bundle, BundlePart, Request, Response};
 
@@ -81,6 +81,7 @@ pub(super) fn send(name: String, content: &[u8], directory: &DirectoryArgs, sess
             total_bytes,
             offset: offset as u64,
             bytes: content[offset..end].to_vec(),
+            on_behalf_of: on_behalf_of(),
         };
         match client.call(&Request::BundlePut(part))? {
             Response::BundleReceived { bytes } if bytes == end as u64 && end < content.len() => offset = end,

@@ -146,7 +146,8 @@ impl Daemon {
         };
         match self.bundles.read(&digest, offset, BUNDLE_PART_BYTES_MAX) {
             Ok((total_bytes, bytes)) => {
-                Response::BundlePart(BundlePart { name: name.to_owned(), digest, total_bytes, offset, bytes })
+                let (name, on_behalf_of) = (name.to_owned(), None);
+                Response::BundlePart(BundlePart { name, digest, total_bytes, offset, bytes, on_behalf_of })
             }
             Err(error) => {
                 Response::failed(error.to_string(), "it is fetched as soon as a server that has it is linked")
@@ -163,7 +164,7 @@ impl Daemon {
 
     /// The transaction that names the bundle once its last part is here; until then, or if it cannot be, the response.
     fn take_bundle_part(&mut self, peer: &Peer, part: BundlePart) -> Result<Transaction, Box<Response>> {
-        let BundlePart { name, digest, total_bytes, offset, bytes } = part;
+        let BundlePart { name, digest, total_bytes, offset, bytes, on_behalf_of } = part;
         let failed = |what: String, hint: &str| Box::new(Response::failed(what, hint));
         let bytes_max = self.bundles.bytes_max();
         if total_bytes > bytes_max {
@@ -198,7 +199,7 @@ impl Daemon {
         let file = FileName::new(file::BUNDLE).expect("built-in file names are well formed");
         let edits = vec![Edit { file, change, bases: None }];
         let reason = format!("bundle {name}");
-        Ok(Transaction { class: Class::Transmission, author: peer.author(None), reason, edits })
+        Ok(Transaction { class: Class::Transmission, author: peer.author(on_behalf_of.as_deref()), reason, edits })
     }
 
     /// Drops what is held of bundles whose upload does not go on.

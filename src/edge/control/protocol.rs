@@ -462,6 +462,9 @@ pub struct BundlePart {
     /// At most `BUNDLE_PART_BYTES_MAX`; base64 in JSON.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
     pub bytes: Vec<u8>,
+    /// In a request, whom the peer says it acts for; see `FileEdit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_behalf_of: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
