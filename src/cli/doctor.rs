@@ -199,8 +199,8 @@ fn judge_libvirt(config: &Config, findings: &mut Findings) {
         }
     } else if !(holds("disk.qcow2") || holds("vmlinuz") && holds("initrd.img")) {
         let text = format!("libvirt.image '{}' holds no image", settings.image);
-        let remedy =
-            "make one with tools/image, and name its folder in p2pdb.toml; or name a virtual machine as libvirt.domain";
+        let remedy = "make one with tools/image (in the package: /usr/share/p2pdb/image), and name its folder in \
+                      p2pdb.toml; or name a virtual machine as libvirt.domain";
         findings.wrong(TOPIC, text, remedy);
     }
     if config.service.interface().is_some_and(|name| !Path::new("/sys/class/net").join(name).join("bridge").exists()) {
