@@ -329,6 +329,20 @@ fn certificates_rotate_under_a_stream_of_edits_and_none_is_lost() {
 }
 
 #[test]
+fn whoever_asks_a_server_without_the_authority_is_told_where_to_join() {
+    let cluster = Cluster::of(2);
+    let (token, peer) = (cluster.token(), cluster.server("S2").address.to_string());
+    let dir = cluster.root.join("S3").to_string_lossy().into_owned();
+    let files = format!("{dir}/files");
+    let server = ["join", "--name", "S3", "--listen", "10.9.9.9:7400", "--dir", &dir, "--files", &files];
+    p2pdb(server.into_iter().chain(["--peer", &peer, "--token", &token])).fails_saying(&[
+        "does not hold the cluster CA key; join through a server that has certs/ca.key, usually the one that ran init",
+        "the token is still good",
+    ]);
+    cluster.finish();
+}
+
+#[test]
 fn a_bundle_put_on_one_server_is_had_on_all_also_after_that_one_died() {
     let mut cluster = Cluster::of(3);
     let content: Vec<u8> = (0..300_000u32).map(|number| (number % 251) as u8).collect();

@@ -138,8 +138,11 @@ impl JoinServer {
         let Some(authority) = &self.authority else {
             let issuers = (self.issuers)();
             let list: Vec<_> = issuers.iter().map(|(name, address)| format!("{name} ({address})")).collect();
-            let list = if list.is_empty() { "none known".to_owned() } else { list.join(", ") };
-            return Err(format!("this server does not hold the cluster CA key; join through one of: {list}"));
+            let through = match list.is_empty() {
+                true => "a server that has certs/ca.key, usually the one that ran init".to_owned(),
+                false => format!("one of: {}", list.join(", ")),
+            };
+            return Err(format!("this server does not hold the cluster CA key; join through {through}"));
         };
         let request =
             Request::decode(bytes).ok_or("the request is malformed; is the joining p2pdb newer than this?")?;
