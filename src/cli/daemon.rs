@@ -1,6 +1,7 @@
 //! `p2pdb daemon`: runs the daemon in the foreground, with its log on standard error.
 
-use std::io::IsTerminal;
+use std::error::Error;
+use std::io::{self, ErrorKind, IsTerminal};
 
 use clap::Args;
 use tracing_subscriber::EnvFilter;
@@ -66,7 +67,45 @@ fn failure(error: DaemonError) -> Failure {
     let hint = match &error {
         DaemonError::Mesh(_) => "is another program using the address? see listen in p2pdb.toml",
         DaemonError::LogLost(_) => "look at the disk; when it is well again, start the daemon: the log is checked then",
-        _ => "",
+        other => match system_said(other) {
+            Some(ErrorKind::ReadOnlyFilesystem) => {
+                "the folder is on a read-only file system, or the unit may not write there: then systemctl edit p2pdb, and \
+                 below [Service] ReadWritePaths=FOLDER"
+            }
+            Some(ErrorKind::PermissionDenied) => {
+                "the daemon's user must own its directory and all that is in it; a daemon that was started as root leaves \
+                 files of root: chown -R mends that"
+            }
+            _ => "",
+        },
     };
     Failure::Daemon(Report::new(error.to_string(), hint))
+}
+
+/// What the system said, if it is behind an error.
+fn system_said(error: &(dyn Error + 'static)) -> Option<ErrorKind> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return Some(error.kind());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::lock::LockError;
+
+    #[test]
+    fn where_the_system_does_not_let_it_write_it_is_said_what_to_do() {
+        let hint = |error: DaemonError| failure(error).report().unwrap().hint;
+        let folder = DaemonError::Io { path: "/srv/files".into(), source: ErrorKind::ReadOnlyFilesystem.into() };
+        assert!(hint(folder).contains("ReadWritePaths=FOLDER"));
+        let lock = LockError::Io { path: "/srv/S1/lock".into(), source: ErrorKind::PermissionDenied.into() };
+        assert!(hint(DaemonError::Lock(lock)).contains("chown -R"));
+        assert_eq!(hint(DaemonError::Driver), "");
+    }
 }
