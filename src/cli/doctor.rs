@@ -277,7 +277,7 @@ struct GroupFiles {
 
 fn judge_status(status: &Status, findings: &mut Findings) {
     for alarm in &status.alarms {
-        findings.wrong("daemon", format_args!("alarm {}: {}", alarm.name, alarm.text), "see p2pdb status");
+        findings.wrong("daemon", format_args!("alarm {}: {}", alarm.name, alarm.text), alarm_remedy(&alarm.name));
     }
     if status.lifecycle < Lifecycle::Operating {
         let text = format!("{} is {}, not operating", status.name, status.lifecycle);
@@ -310,6 +310,24 @@ fn judge_status(status: &Status, findings: &mut Findings) {
     }
     findings.conclude("links", format_args!("all {members} members are here"));
     findings.conclude("clocks", format_args!("within {CLOCK_OFFSET_MS_MAX} ms of each other"));
+}
+
+/// What to do about an alarm, where its text does not say that itself.
+fn alarm_remedy(name: &str) -> &'static str {
+    match name {
+        "disk full" | "decisions" => "make room; it goes on by itself then",
+        "clock" => "set this server's clock right, and let chrony or systemd-timesyncd keep it",
+        "clock jump" => "find out why; it is cleared when the others agree with this server's clock",
+        "certificate" => "link with a server that holds certs/ca.key, then p2pdb cert rotate",
+        "removed" => "see 'Removing a server' in operations.md; it may join again if that was a mistake",
+        "checks" => "correct the record with p2pdb files mod Check",
+        _ if name.starts_with("clock of ") => "set the clock of that server right, and let it be kept",
+        _ if name.starts_with("divergence ") => {
+            "p2pdb replay --check on both; on the one that differs stop the daemon, move its folder view away, start it"
+        }
+        _ if name.starts_with("fork ") => "stop both servers that use its key, remove it, and let it join anew",
+        _ => "",
+    }
 }
 
 /// Whether the group can decide, and who waits for what.
@@ -411,4 +429,21 @@ fn judge_files(files: &GroupFiles, findings: &mut Findings) {
         findings.wrong("original servers", text, "set service.interface in p2pdb.toml of the hosts");
     }
     findings.conclude("original servers", format_args!("{ready} are ready"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alarm_is_told_with_what_to_do() {
+        for name in ["disk full", "decisions", "clock", "clock jump", "certificate", "removed", "checks", "clock of S2"]
+        {
+            assert!(!alarm_remedy(name).is_empty(), "{name}");
+        }
+        assert!(alarm_remedy("divergence S2").contains("p2pdb replay --check"));
+        assert!(alarm_remedy("fork S2").contains("join anew"));
+        // These say it themselves.
+        assert_eq!((alarm_remedy("service address"), alarm_remedy("plain file Notes")), ("", ""));
+    }
 }
