@@ -3,6 +3,8 @@
 //! What this machine says is looked at first, so that it helps also when the daemon does not start. The daemon's own alarms,
 //! and what the management files say, come from the daemon.
 
+mod network;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -19,10 +21,12 @@ use super::files::fetch;
 use super::output::{Style, human_bytes, printable};
 use super::{DirectoryArgs, Session};
 use crate::core::check::{Check, Preset};
+use crate::core::guest::GuestState;
 use crate::core::id::{FileName, ServerName};
 use crate::core::lifecycle::Lifecycle;
 use crate::core::merge::Files;
 use crate::core::placement::{LIMITED, READY};
+use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::core::service::{Service, procedure_of};
 use crate::edge::config::{Config, Driver};
@@ -94,6 +98,9 @@ pub fn run(args: DoctorArgs, session: &mut Session) -> Outcome {
             judge_status(&status, &mut findings);
             judge_decisions(&status, &mut findings);
             judge_files(&files, &mut findings);
+            if let Ok(config) = &config {
+                judge_gates(config, &files.originals, &mut findings);
+            }
         }
         Err(failure) => {
             let (what, hint) = failure.report().map(|report| (report.what, report.hint)).unwrap_or_default();
@@ -172,7 +179,40 @@ fn judge_service_network(config: &Config, services: Option<&Files>, findings: &m
     if !Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success()) {
         findings.wrong("service network", "the program 'ip' does not run", "install iproute2");
     }
+    if network::loses_addresses(Path::new(network::SETTINGS), &interface) {
+        let text = format!("with its service address, '{interface}' loses addresses of that network that came later");
+        let remedy = format!("sysctl net/ipv4/conf/{interface}/promote_secondaries=1, and the same in /etc/sysctl.d");
+        findings.wrong("service network", text, remedy);
+    }
+    if network::firewall_drops(&interface) {
+        let text = format!(
+            "the firewall of this host sees what crosses the bridge '{interface}' (br_netfilter), and drops it"
+        );
+        findings.wrong(
+            "service network",
+            text,
+            "sysctl net.bridge.bridge-nf-call-iptables=0; or iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT",
+        );
+    }
     findings.conclude("service network", format_args!("'{interface}' is there"));
+}
+
+/// A guest that does not serve must not be reached: somebody else may have its address by now.
+fn judge_gates(config: &Config, originals: &Files, findings: &mut Findings) {
+    let Some(interface) = config.service.interface().filter(|_| config.originals.driver == Driver::Libvirt) else {
+        return;
+    };
+    let open = network::open_gates(Path::new(network::INTERFACES), &interface);
+    let is_serving =
+        |record: &&Record| record.field(0) == config.name.as_str() && record.field(2) == GuestState::Serving.word();
+    let serving = originals.records_of(file::ORIGINAL).filter(is_serving).count();
+    if open.len() > serving {
+        let text =
+            format!("{serving} of {} gates that are up ({}) are of originals that serve", open.len(), open.join(", "));
+        let remedy =
+            "let no network manager take interfaces named p2pdb*; 'ip link set NAME down' for those that do not serve";
+        findings.wrong("virtual machines", text, remedy);
+    }
 }
 
 #[cfg(not(feature = "libvirt"))]
