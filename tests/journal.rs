@@ -493,24 +493,69 @@ fn entries_behind_a_received_checkpoint_follow_it() {
     assert_eq!(open.files, files_of(&all));
 }
 
-#[test]
-fn a_full_disk_fails_appends_until_there_is_room() {
+/// A file system of 512 KiB of a test's own; it is unmounted with the second part. `None`, with a line, where nothing can be mounted.
+fn small_disk(test: &str) -> Option<(tempfile::TempDir, Unmount)> {
     let directory = tempfile::tempdir().unwrap();
     let mounted = std::process::Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=512k", "p2pdb-test"])
         .arg(directory.path())
         .output();
     if !mounted.is_ok_and(|output| output.status.success()) {
-        eprintln!("**** SKIPPED: a_full_disk_fails_appends_until_there_is_room needs the right to mount a tmpfs");
-        return;
+        eprintln!("**** SKIPPED: {test} needs the right to mount a tmpfs");
+        return None;
     }
-    struct Unmount(PathBuf);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-        }
+    let unmount = Unmount(directory.path().to_owned());
+    Some((directory, unmount))
+}
+
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
-    let _unmount = Unmount(directory.path().to_owned());
+}
+
+/// Takes all the room that a disk has for a file. How many bytes that was.
+fn fill(path: &Path) -> u64 {
+    let file = fs::File::create(path).unwrap();
+    let mut at = 0;
+    while file.write_all_at(&[1; 1024], at).is_ok() {
+        at += 1024;
+    }
+    at
+}
+
+#[test]
+fn a_checkpoint_without_room_is_answered_at_once_and_the_log_goes_on() {
+    let test = "a_checkpoint_without_room_is_answered_at_once_and_the_log_goes_on";
+    let Some((directory, _unmount)) = small_disk(test) else { return };
+    let mut rig = Rig::within(directory);
+    rig.config.segment_bytes = 64 << 10;
+    let ballast = rig.directory.path().join("ballast");
+    let mut mail = Origin::new("mail", 1, Lane::Audit);
+    let all = some(&mut mail, 300);
+    let open = rig.open();
+    open.append(all[..10].to_vec());
+    let big = || Box::new(checkpoint_of(&all[..250]));
+    let needed = p2pdb::format::encode_checkpoint(&big(), rig.config.cluster).len();
+    let filled = fill(&ballast);
+    fs::File::options().write(true).open(&ballast).unwrap().set_len(filled - needed as u64 / 2).unwrap();
+    open.journal.store_checkpoint(big());
+    assert!(matches!(open.next_input(), Input::CheckpointFailed));
+    open.append(all[10..20].to_vec());
+    fs::remove_file(&ballast).unwrap();
+    assert!(matches!(open.next_input(), Input::Room { available: true }));
+    open.journal.store_checkpoint(big());
+    assert!(matches!(open.next_input(), Input::CheckpointStored { .. }));
+    open.append(all[250..].to_vec());
+    open.journal.close();
+    assert_eq!(rig.open().files, files_of(&all));
+}
+
+#[test]
+fn a_full_disk_fails_appends_until_there_is_room() {
+    let Some((directory, _unmount)) = small_disk("a_full_disk_fails_appends_until_there_is_room") else { return };
     let mut rig = Rig::within(directory);
     rig.config.segment_bytes = 64 << 10;
     let ballast = rig.directory.path().join("ballast");
@@ -542,11 +587,7 @@ fn a_full_disk_fails_appends_until_there_is_room() {
     assert_eq!((open.recovered.warnings.as_slice(), &open.entries), (&[][..], &kept));
     drop(open);
     // A node whose disk is full starts, and its log can be read.
-    let filler = fs::File::create(&ballast).unwrap();
-    let mut at = 0;
-    while filler.write_all_at(&[1; 1024], at).is_ok() {
-        at += 1024;
-    }
+    fill(&ballast);
     let open = rig.open();
     assert_eq!(open.entries, kept);
     open.journal.close();

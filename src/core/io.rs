@@ -88,6 +88,11 @@ pub enum Refusal {
     Removed,
     #[error("the daemon is stopping")]
     Stopping,
+    #[error(
+        "this server's clock is {0} ms behind the newest entry that it holds; set it right, edits are taken again by themselves. \
+         If it is right and was ahead before, nobody takes what this server writes: remove it and let it join again"
+    )]
+    ClockBehind(u64),
 }
 
 /// An edit that is on disk.

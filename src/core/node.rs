@@ -36,6 +36,9 @@ mod members;
 mod reception;
 mod time;
 
+#[cfg(test)]
+mod tests;
+
 /// How often the node wants a `Tick`, in milliseconds.
 pub const TICK_MS: u64 = 50;
 /// Tickets from here on are the node's own: nobody waits for their replies.
@@ -117,6 +120,8 @@ pub struct Recovered {
     pub files: Files,
     pub heads: BTreeMap<Stream, Head>,
     pub floor: Vector,
+    /// Of the entries in the log that the newest checkpoint does not hold.
+    pub bytes_since_checkpoint: u64,
 }
 
 enum Work {
@@ -187,6 +192,8 @@ pub struct Node {
     bytes_since_checkpoint: u64,
     /// Checkpoints of the node's own state that the journal has not answered yet.
     checkpoints_unanswered: usize,
+    /// Whether the last of them did not fit, and nobody has said that there is room since.
+    checkpoint_lacks_room: bool,
     /// A received checkpoint that waits for the writer.
     incoming: Option<(ServerName, Box<Checkpoint>)>,
     internal_tickets: Ticket,
@@ -197,7 +204,7 @@ pub struct Node {
 
 impl Node {
     pub fn new(config: NodeConfig, certifier: Arc<dyn Certifier>, identity: Identity, recovered: Recovered) -> Self {
-        let Recovered { files, heads, floor } = recovered;
+        let Recovered { files, heads, floor, bytes_since_checkpoint } = recovered;
         let mut clock = HybridClock::default();
         heads.values().for_each(|head| clock.observe(head.time));
         let durable = Chains::new(heads);
@@ -226,8 +233,9 @@ impl Node {
             origins_known: false,
             streams_known: 0,
             digests: None,
-            bytes_since_checkpoint: 0,
+            bytes_since_checkpoint,
             checkpoints_unanswered: 0,
+            checkpoint_lacks_room: false,
             incoming: None,
             internal_tickets: FIRST_INTERNAL_TICKET,
             management: None,

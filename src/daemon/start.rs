@@ -193,7 +193,8 @@ fn open_stored(
     let folder = config.directory.join("view");
     let mut opened = open_view(&folder, None)?;
     let mut files = opened.state.take().unwrap_or_default();
-    let (mut journal, mut found) = read_log(journal_config(), &certifier, &done, &opened.view, &mut files)?;
+    let (mut journal, mut found, mut replayed_bytes) =
+        read_log(journal_config(), &certifier, &done, &opened.view, &mut files)?;
     // Now, for what was found is repaired: a second look finds nothing to tell.
     for warning in &found.warnings {
         warn!("{warning}");
@@ -205,10 +206,11 @@ fn open_stored(
         opened.view.close();
         opened = open_view(&folder, Some(&logged))?;
         files = Files::default();
-        (journal, found) = read_log(journal_config(), &certifier, &done, &opened.view, &mut files)?;
+        (journal, found, replayed_bytes) = read_log(journal_config(), &certifier, &done, &opened.view, &mut files)?;
     }
     info!(entries = found.entries, segments = found.segments, "log open");
-    let recovered = Recovered { files, heads: found.heads, floor: found.floor };
+    let recovered =
+        Recovered { files, heads: found.heads, floor: found.floor, bytes_since_checkpoint: replayed_bytes };
     Ok(Stored { journal, view: opened.view, recovered })
 }
 
@@ -223,16 +225,18 @@ fn open_view(folder: &Path, log: Option<&Vector>) -> Result<Opened, DaemonError>
     Ok(opened)
 }
 
-/// Opens the log and brings files and view to where it is.
+/// Opens the log and brings files and view to where it is. The last part of the answer: bytes of entries that its newest checkpoint
+/// does not hold.
 fn read_log(
     config: JournalConfig,
     certifier: &AuthorityCertifier,
     done: &Completions,
     view: &View,
     files: &mut Files,
-) -> Result<(Journal, journal::Recovered), DaemonError> {
+) -> Result<(Journal, journal::Recovered, u64), DaemonError> {
     let done = done.clone();
     let (mut written, mut touched) = (Vec::new(), Touched::new());
+    let mut replayed_bytes = 0;
     let notify: Notify = Arc::new(move |event| {
         let completion = match event {
             JournalEvent::Input(input) => Ok(input),
@@ -245,6 +249,7 @@ fn read_log(
     let opened = journal::open(config, certifier, Arc::new(wall_ms), notify, |item| match item {
         Replayed::Checkpoint(checkpoint) => written.extend(files.merge(&checkpoint.files)),
         Replayed::Entry(sealed) => {
+            replayed_bytes += sealed.entry().weight_bytes() as u64;
             if sealed.id().seq == files.seen().seq(&sealed.id().stream) + 1 {
                 files.apply(sealed.entry());
                 touched.extend(sealed.entry().touched());
@@ -259,7 +264,8 @@ fn read_log(
     if !written.is_empty() {
         view.project(written, files.seen().clone());
     }
-    Ok(opened)
+    let (journal, found) = opened;
+    Ok((journal, found, replayed_bytes))
 }
 
 fn last_run(recovered: &Recovered, name: &ServerName) -> u32 {

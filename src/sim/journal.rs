@@ -72,9 +72,11 @@ impl Journal {
             put_aside.push(format!("{} entries do not continue their streams", whole - kept.len()));
         }
         let mut files = checkpoint.files.clone();
+        let mut bytes_since_checkpoint = 0;
         for (_, sealed) in &kept {
             if !files.seen().holds(sealed.id()) {
                 files.apply(sealed.entry());
+                bytes_since_checkpoint += sealed.entry().weight_bytes() as u64;
             }
         }
         let mut journal = Journal {
@@ -90,7 +92,7 @@ impl Journal {
         for (segment, sealed) in kept {
             journal.insert(segment, sealed);
         }
-        let recovered = Recovered { files, heads, floor: journal.floor() };
+        let recovered = Recovered { files, heads, floor: journal.floor(), bytes_since_checkpoint };
         Opened { journal, recovered, checkpoint, put_aside }
     }
 

@@ -8,6 +8,8 @@ use crate::core::io::Output;
 use crate::core::oplog::{Chains, Checkpoint, Head};
 use crate::core::version::Vector;
 
+const CHECKPOINT_ALARM: &str = "checkpoint";
+
 impl Node {
     pub(super) fn install(&mut self, now: Now, peer: ServerName, checkpoint: Checkpoint, out: &mut Vec<Output>) {
         if checkpoint.heads.iter().any(|(stream, head)| self.is_far_future(now, stream, head.time, out)) {
@@ -36,6 +38,7 @@ impl Node {
 
     pub(super) fn checkpoint_stored(&mut self, now: Now, floor: Vector, out: &mut Vec<Output>) {
         self.floor = floor;
+        self.clear_alarm(CHECKPOINT_ALARM, out);
         if self.checkpoints_unanswered > 0 {
             self.checkpoints_unanswered -= 1;
             return;
@@ -58,6 +61,11 @@ impl Node {
     pub(super) fn checkpoint_failed(&mut self, out: &mut Vec<Output>) {
         if self.checkpoints_unanswered > 0 {
             self.checkpoints_unanswered -= 1;
+            // It is due at once when there is room.
+            self.checkpoint_lacks_room = true;
+            self.bytes_since_checkpoint = self.bytes_since_checkpoint.max(self.config.checkpoint_bytes);
+            let text = "no room for a checkpoint: nothing leaves the log for the archive until there is";
+            self.raise_alarm(CHECKPOINT_ALARM, text.into(), out);
         } else if matches!(self.writing, Some(Writing::Checkpoint { .. })) {
             self.writing = None;
             self.room(false, out);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::time::FUTURE_MS_MAX;
 use super::{Commit, Identity, Node, Work, Writing, refuse};
 use crate::core::admission::{Overlay, admit};
 use crate::core::clock::Now;
@@ -36,6 +37,8 @@ impl Node {
             Some(Refusal::NotReady(self.lifecycle))
         } else if let Some(offset_ms) = self.clock_off() {
             Some(Refusal::ClockOff(offset_ms))
+        } else if let Some(behind_ms) = self.clock_behind(now) {
+            Some(Refusal::ClockBehind(behind_ms))
         } else if self.queue.status(transaction.class).waiting >= SUBMITS_WAITING_MAX {
             Some(Refusal::Busy)
         } else {
@@ -65,8 +68,12 @@ impl Node {
         self.files.seen().is_empty() && self.sync.names().is_empty() && transaction.edits.iter().any(names_me)
     }
 
-    /// Submits a transaction of the node's own; nobody waits for the reply.
+    /// Submits a transaction of the node's own; nobody waits for the reply. None is made while this server's clock is so far ahead of
+    /// the others' that they would not take it, nor what follows it.
     pub(super) fn submit_own(&mut self, now: Now, reason: &str, edits: Vec<Edit>) {
+        if self.clock_off().is_some_and(|offset_ms| offset_ms > 0 && offset_ms.unsigned_abs() > FUTURE_MS_MAX) {
+            return;
+        }
         let transaction =
             Transaction { class: Class::Management, author: "p2pdb".into(), reason: reason.into(), edits };
         self.internal_tickets += 1;
@@ -209,7 +216,7 @@ impl Node {
         if !pushed {
             self.push_own(&entries, out);
         }
-        if self.bytes_since_checkpoint >= self.config.checkpoint_bytes {
+        if self.bytes_since_checkpoint >= self.config.checkpoint_bytes && !self.checkpoint_lacks_room {
             self.bytes_since_checkpoint = 0;
             self.checkpoints_unanswered += 1;
             out.push(Output::StoreCheckpoint(Box::new(self.checkpoint())));
@@ -262,6 +269,7 @@ impl Node {
     pub(super) fn room(&mut self, available: bool, out: &mut Vec<Output>) {
         self.has_room = available;
         if available {
+            self.checkpoint_lacks_room = false;
             self.clear_alarm("disk full", out);
             return;
         }

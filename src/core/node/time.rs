@@ -10,7 +10,7 @@ use crate::core::io::{Beat, Message, Output};
 use crate::core::oplog::Head;
 
 /// Entries that are further ahead of this server's clock are not taken: they would carry the clocks of all away for good.
-const FUTURE_MS_MAX: u64 = 24 * 3600 * 1000;
+pub(super) const FUTURE_MS_MAX: u64 = 24 * 3600 * 1000;
 
 impl Node {
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
@@ -105,6 +105,13 @@ impl Node {
         let middle = [offsets[(offsets.len() - 1) / 2], offsets[offsets.len() / 2]];
         let median = middle.into_iter().min_by_key(|offset| offset.unsigned_abs()).unwrap_or(0);
         (median.unsigned_abs() > self.config.clock_offset_ms_max).then_some(-median)
+    }
+
+    /// How far this server's clock is behind the newest entry it holds, in milliseconds, if the others would not take what it writes by the
+    /// time that they have: entries are dated after all that was seen.
+    pub(super) fn clock_behind(&self, now: Now) -> Option<u64> {
+        let behind_ms = self.clock.last().wall_ms().saturating_sub(now.wall_ms);
+        (behind_ms > FUTURE_MS_MAX).then_some(behind_ms)
     }
 
     fn judge_clock(&mut self, out: &mut Vec<Output>) {

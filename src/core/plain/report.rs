@@ -60,7 +60,12 @@ pub fn changed_while_down(name: &FileName, saved: &[u8]) -> String {
 
 pub fn refusal(name: &FileName, refusal: &Refusal, saved: &[u8]) -> String {
     let advice = match refusal {
-        Refusal::DiskFull | Refusal::NotReady(_) | Refusal::ClockOff(_) | Refusal::Busy | Refusal::Stopping => {
+        Refusal::DiskFull
+        | Refusal::NotReady(_)
+        | Refusal::ClockOff(_)
+        | Refusal::ClockBehind(_)
+        | Refusal::Busy
+        | Refusal::Stopping => {
             format!("when that is over, save it again: {}", save_again(name))
         }
         _ => correct(name),

@@ -51,18 +51,25 @@ pub struct SpareSlot {
     next_number: u64,
     /// Why there is none: no room.
     no_room: bool,
-    /// A batch has failed for want of room, and nobody has been told that there is some again.
-    room_awaited: bool,
+    /// A batch or a checkpoint has failed for want of room, and nobody has been told that there is some again: so many bytes
+    /// beside the segment that waits.
+    room_awaited: Option<u64>,
     stopping: bool,
 }
 
 impl SpareSlot {
     pub fn new(ready: Option<OpenSegment>, next_number: u64) -> Self {
-        Self { ready, next_number, no_room: false, room_awaited: false, stopping: false }
+        Self { ready, next_number, no_room: false, room_awaited: None, stopping: false }
     }
 
     pub fn stop(&mut self) {
         self.stopping = true;
+    }
+
+    /// Has the node told when so many bytes fit again, beside the segment that waits here. Of several, the least counts: what does
+    /// not fit then fails again and waits anew.
+    pub fn await_room(&mut self, bytes: u64) {
+        self.room_awaited = Some(self.room_awaited.map_or(bytes, |held| held.min(bytes)));
     }
 }
 
@@ -73,12 +80,12 @@ pub fn prepare_spares(shared: &Shared) {
         if slot.stopping {
             return;
         }
-        if slot.ready.is_some() && !slot.room_awaited {
+        if slot.ready.is_some() && slot.room_awaited.is_none() {
             slot = shared.slot_changed.wait(slot).unwrap_or_else(PoisonError::into_inner);
             continue;
         }
         if slot.ready.is_some() {
-            // There is a segment, and yet a batch did not fit: it is worth trying again only later.
+            // There is a segment, and yet something did not fit: it is worth trying again only later.
             slot = shared.slot_changed.wait_timeout(slot, RETRY).unwrap_or_else(PoisonError::into_inner).0;
         }
         if slot.ready.is_none() && !slot.stopping {
@@ -104,7 +111,7 @@ pub fn prepare_spares(shared: &Shared) {
             shared.slot_changed.notify_all();
         }
         if slot.ready.is_some() {
-            if std::mem::take(&mut slot.room_awaited) {
+            if slot.room_awaited.take_if(|bytes| shared.places.has_room_for(*bytes)).is_some() {
                 drop(slot);
                 shared.tell(Input::Room { available: true });
                 slot = lock(&shared.slot);
@@ -196,8 +203,7 @@ impl Committer {
             Err(Failure::NoRoom) => {
                 self.shared.tell(Input::Room { available: false });
                 // Only now, so that the answer that there is room again cannot overtake this one.
-                lock(&self.shared.slot).room_awaited = true;
-                self.shared.slot_changed.notify_all();
+                self.shared.await_room(0);
             }
             Err(Failure::Fatal(error)) => {
                 self.poisoned = true;

@@ -1,12 +1,12 @@
 //! The thread that keeps checkpoints and lets old segments go.
 //!
 //! Two checkpoints are kept, so that damage to the newer one costs nothing: a segment leaves the live log only when the
-//! older one holds all of it.
+//! older one holds all of it. A checkpoint that does not fit on the disk is not waited for: the node is told, and told again when
+//! there is room for it.
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::mpsc::Receiver;
 
 use super::error::JournalError;
 use super::recovery::all_frames;
@@ -19,8 +19,6 @@ use crate::core::version::Vector;
 use crate::format::encode_checkpoint;
 use crate::format::segment::{ArchiveHeader, SEGMENT_HEADER_BYTES};
 
-/// How long to wait before trying again to store a checkpoint on a full disk.
-const RETRY: Duration = Duration::from_secs(1);
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 pub enum Command {
@@ -42,7 +40,8 @@ impl Keeper {
 
     pub fn run(mut self, commands: &Receiver<Command>) {
         while let Ok(Command::Store(checkpoint)) = commands.recv() {
-            if !self.store(&checkpoint, commands, 1) {
+            if let Err(error) = self.store(&checkpoint) {
+                self.shared.fatal(error);
                 break;
             }
         }
@@ -50,48 +49,34 @@ impl Keeper {
         self.shared.checkpoint_stored.notify_all();
     }
 
-    /// Stores a checkpoint and answers `answers` times: once for it, and once for each that it stands in for. False when
-    /// the journal is closing or can go on no more.
-    fn store(&mut self, checkpoint: &Checkpoint, commands: &Receiver<Command>, answers: usize) -> bool {
+    /// Stores a checkpoint and answers for it.
+    ///
+    /// # Errors
+    /// A disk that fails in another way than by being full.
+    fn store(&mut self, checkpoint: &Checkpoint) -> Result<(), JournalError> {
         let bytes = encode_checkpoint(checkpoint, self.shared.config.cluster);
         let number = self.newest.as_ref().map_or(0, |(number, _)| *number).max(self.highest_number()) + 1;
         let path = self.shared.places.checkpoint(number);
-        let mut told = false;
-        loop {
-            let written = segment_files::write_durably(&path, |file| std::io::Write::write_all(file, &bytes));
-            match written {
-                Ok(()) => break,
-                Err(error) if error.is_no_room() => {
-                    if !std::mem::replace(&mut told, true) {
-                        self.shared.warn(format!("{error}; a checkpoint waits for room"));
-                    }
-                    match commands.recv_timeout(RETRY) {
-                        Err(RecvTimeoutError::Timeout) => {}
-                        // The next checkpoint holds what this one holds.
-                        Ok(Command::Store(newer)) => {
-                            self.stored(&Default::default());
-                            return self.store(&newer, commands, answers + 1);
-                        }
-                        Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => return false,
-                    }
-                }
-                Err(error) => {
-                    self.shared.fatal(error);
-                    return false;
-                }
+        match segment_files::write_durably(&path, |file| std::io::Write::write_all(file, &bytes)) {
+            Ok(()) => {}
+            Err(error) if error.is_no_room() => {
+                self.answered(None);
+                self.shared.tell(Input::CheckpointFailed);
+                // Only now, so that the answer that there is room cannot overtake this one.
+                self.shared.await_room((bytes.len() + bytes.len() / 8) as u64);
+                return Ok(());
             }
+            Err(error) => return Err(error),
         }
         drop(bytes);
         let heads: Vector = checkpoint.heads.iter().map(|(stream, head)| (stream.clone(), head.seq)).collect();
         self.older = self.newest.replace((number, heads)).map(|(_, heads)| heads);
-        let floor = self.stored(checkpoint);
-        for _ in 0..answers {
-            self.shared.tell(Input::CheckpointStored { floor: floor.clone() });
-        }
+        let floor = self.answered(Some(checkpoint));
+        self.shared.tell(Input::CheckpointStored { floor });
         if let Err(error) = self.drop_old_checkpoints(number).and_then(|()| self.archive()) {
             self.shared.warn(error);
         }
-        true
+        Ok(())
     }
 
     fn highest_number(&self) -> u64 {
@@ -99,10 +84,12 @@ impl Keeper {
         found.into_keys().next_back().unwrap_or(0)
     }
 
-    /// Lets the committer go on with what continues the checkpoint. Returns the floor.
-    fn stored(&self, checkpoint: &Checkpoint) -> Vector {
+    /// Lets the committer go on, with what continues the checkpoint if it was stored. Returns the floor.
+    fn answered(&self, stored: Option<&Checkpoint>) -> Vector {
         let mut state = lock(&self.shared.state);
-        state.index.raise(&checkpoint.heads);
+        if let Some(checkpoint) = stored {
+            state.index.raise(&checkpoint.heads);
+        }
         state.checkpoints_waiting = state.checkpoints_waiting.saturating_sub(1);
         let floor = state.index.floor();
         drop(state);

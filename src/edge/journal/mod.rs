@@ -96,7 +96,7 @@ pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 /// What the journal has to tell.
 #[derive(Debug)]
 pub enum JournalEvent {
-    /// For the node: `Appended`, `AppendFailed`, `Room`, `Read`, `CheckpointStored` or `Archived`.
+    /// For the node: `Appended`, `AppendFailed`, `Room`, `Read`, `CheckpointStored`, `CheckpointFailed` or `Archived`.
     Input(Input),
     /// Nothing can be written any more: the daemon must stop.
     Fatal(JournalError),
@@ -252,7 +252,8 @@ impl Journal {
         let _ = self.reads.send(reads::Command::Read { peer, stream, from, to, bytes_max });
     }
 
-    /// Keeps a checkpoint, durably; answered by `CheckpointStored`, and by `Archived` if segments could leave the live log then.
+    /// Keeps a checkpoint, durably; answered by `CheckpointStored`, and by `Archived` if segments could leave the live log then. Where
+    /// it does not fit, by `CheckpointFailed`, and by `Room` when it would.
     /// Entries given to `append` afterwards that continue what only the checkpoint holds are written after it.
     pub fn store_checkpoint(&self, checkpoint: Box<Checkpoint>) {
         lock(&self.shared.state).checkpoints_waiting += 1;
@@ -336,6 +337,11 @@ impl Shared {
 
     fn fatal(&self, error: JournalError) {
         (self.notify)(JournalEvent::Fatal(error));
+    }
+
+    fn await_room(&self, bytes: u64) {
+        lock(&self.slot).await_room(bytes);
+        self.slot_changed.notify_all();
     }
 }
 

@@ -43,6 +43,11 @@ impl Places {
     pub fn archive_of(&self, number: u64) -> PathBuf {
         self.archive.join(format!("{number:08}.{ARCHIVE_SUFFIX}"))
     }
+
+    /// Whether the file system says that so many bytes fit. One that does not tell has room: to write will show.
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        rustix::fs::statvfs(&self.log).map_or(true, |stat| stat.f_bavail.saturating_mul(stat.f_frsize) >= bytes)
+    }
 }
 
 /// The numbered files of a kind in a directory; empty if there is no such directory.
