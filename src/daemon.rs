@@ -55,8 +55,6 @@ pub use membership::FOUNDING_FILE;
 /// How often what is due now and then is looked at: bundles, changed settings of the mesh.
 const HOUSEKEEPING_US: u64 = 1_000_000;
 const REMOVED_ALARM: &str = "removed";
-/// Records beyond which a file has no plain text.
-const SHOWN_RECORDS_MAX: usize = 100_000;
 /// Least time between two states of the plain-file view: nobody reads faster.
 const SHOW_REST_US: u64 = 12_000;
 /// Longest wait for a member to be admitted or a certificate to be made.
@@ -330,13 +328,6 @@ impl Daemon {
     fn show_stale(&mut self) {
         for name in std::mem::take(&mut self.stale) {
             let Some(held) = self.node.files().file(&name) else { continue };
-            let alarm = format!("plain file {name}");
-            if held.len() > SHOWN_RECORDS_MAX {
-                let text =
-                    format!("{name} has {} records, too many for the plain-file view; use p2pdb files", held.len());
-                self.raise_alarm(alarm, text);
-                continue;
-            }
             self.plain.show(name, Arc::new(ShownFile::of(held)));
         }
         self.next_show_us = self.clock.now().monotonic_us + SHOW_REST_US;

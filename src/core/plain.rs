@@ -45,12 +45,16 @@ use std::sync::Arc;
 use super::id::{EntryId, FileName};
 use super::io::{Committed, Edit, Refusal};
 use super::schema::Schema;
-use super::text::{Records, ShownFile, difference, differing, distance, edit_records, parse_text_knowing};
+use super::text::{
+    Records, ShownFile, TEXT_BYTES_MAX, difference, differing, distance, edit_records, parse_text_knowing,
+};
 
 pub use report::REPORT_MARK;
 
 /// How long a missing file, a text that cannot be taken or a new name may last before it counts, in milliseconds.
 pub const GRACE_MS: u64 = 100;
+/// Most records of a file that is shown as a text: making one takes time in proportion.
+pub const SHOWN_RECORDS_MAX: usize = 100_000;
 /// Most texts remembered per file that nobody has seen and whose files nobody holds open.
 pub const UNSEEN_TEXTS_MAX: usize = 32;
 /// Most bytes of texts remembered per file, beyond the newest, the newest seen and those that are held open.
@@ -164,6 +168,15 @@ pub enum Action {
     AlarmCleared,
 }
 
+impl Action {
+    /// Whether an earlier action that could not be done yet need not be done any more: only the last state of a name counts.
+    pub fn replaces(&self, earlier: &Self) -> bool {
+        let writes = |action: &Self| matches!(action, Self::Rewrite { .. } | Self::Remove);
+        let reports = |action: &Self| matches!(action, Self::Reject { .. } | Self::ClearRejected);
+        (writes(self) && writes(earlier)) || (reports(self) && reports(earlier))
+    }
+}
+
 /// One file of the view.
 #[derive(Debug)]
 pub struct PlainFile {
@@ -185,6 +198,8 @@ pub struct PlainFile {
     unsettled: Option<Unsettled>,
     rejected: bool,
     alarmed: bool,
+    /// The tree's text is too long to be shown; what was shown before stays.
+    too_long: bool,
     /// Entries that came from saves of this file, the last of them.
     own: VecDeque<EntryId>,
 }
@@ -243,6 +258,7 @@ impl PlainFile {
             unsettled: None,
             rejected: false,
             alarmed: false,
+            too_long: false,
             own: VecDeque::new(),
         }
     }
@@ -293,7 +309,7 @@ impl PlainFile {
             return self.saved(now_ms, Save { bytes, held: 0, orphan: false });
         };
         let id = self.next_id();
-        let same = bytes == tree.text().as_bytes();
+        let same = too_long(&tree).is_none() && bytes == tree.text().as_bytes();
         if same {
             self.remember(now_ms, id, tree, true);
         } else if let Ok(records) = parse_text_knowing(&self.name, &self.schema, &bytes, tree.records()) {
@@ -589,11 +605,18 @@ impl PlainFile {
             return Vec::new();
         }
         let Some(tree) = self.tree.clone() else { return Vec::new() };
+        // A text longer than what is taken back would be kept aside as somebody's.
+        if let Some(why) = too_long(&tree) {
+            self.too_long = true;
+            let text = format!("{} has {why}, too much for a plain file, which stays as it was; use p2pdb files", self.name);
+            return if std::mem::replace(&mut self.alarmed, true) { Vec::new() } else { vec![Action::Alarm { text }] };
+        }
+        let mut actions = if std::mem::take(&mut self.too_long) { self.alarm_cleared() } else { Vec::new() };
         if let Some(content) = &self.content
             && content.bytes == tree.text().as_bytes()
         {
             self.remember(now_ms, content.id, tree, false);
-            return Vec::new();
+            return actions;
         }
         let held = self.content.as_ref().and_then(|content| self.text(content.id));
         let keep_time = held.is_some_and(|held| held.records() == tree.records());
@@ -601,7 +624,8 @@ impl PlainFile {
         let id = shown.unwrap_or_else(|| self.next_id());
         self.remember(now_ms, id, tree.clone(), false);
         self.content = Some(Content { id, bytes: tree.text().as_bytes().to_vec() });
-        vec![Action::Rewrite { id, file: tree, keep_time }]
+        actions.push(Action::Rewrite { id, file: tree, keep_time });
+        actions
     }
 
     /// Remembers a text, or what it stands for by now. One that says what the newest seen one says counts as seen.
@@ -689,5 +713,13 @@ impl PlainFile {
 
     fn alarm_cleared(&mut self) -> Vec<Action> {
         if std::mem::take(&mut self.alarmed) { vec![Action::AlarmCleared] } else { Vec::new() }
+    }
+}
+
+/// Why a file cannot be shown as a text, if it cannot.
+fn too_long(file: &ShownFile) -> Option<String> {
+    match file.records_count() {
+        records if records > SHOWN_RECORDS_MAX => Some(format!("{records} records")),
+        _ => Some(file.text().len()).filter(|bytes| *bytes > TEXT_BYTES_MAX).map(|bytes| format!("{bytes} bytes of text")),
     }
 }

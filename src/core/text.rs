@@ -222,6 +222,13 @@ impl ShownFile {
         RECORD_BYTES * records + text
     }
 
+    pub fn records_count(&self) -> usize {
+        match &self.0 {
+            Shown::Tree { file, .. } => file.len(),
+            Shown::Author { records, .. } => records.len(),
+        }
+    }
+
     /// The file as it is now, whatever becomes of it.
     pub fn of(file: &Arc<File>) -> Self {
         Self(Shown::Tree { file: file.clone(), records: OnceLock::new(), text: OnceLock::new() })

@@ -16,7 +16,7 @@ use super::membership::next_run;
 use super::originals::Hosted;
 use super::requests::TOKENS_FOLDER;
 use super::world::World;
-use super::{Command, Daemon, DaemonError, SHOWN_RECORDS_MAX};
+use super::{Command, Daemon, DaemonError};
 use crate::core::guest::GuestReport;
 use crate::core::id::{FileName, ServerName};
 use crate::core::io::Input;
@@ -107,7 +107,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
 
     let (plain_sender, plain_events) = mpsc::channel(256);
     let shown = |(name, held): (&FileName, &Arc<File>)| (name.clone(), Arc::new(ShownFile::of(held)));
-    let current = node.files().iter().filter(|(_, held)| held.len() <= SHOWN_RECORDS_MAX).map(shown).collect();
+    let current = node.files().iter().map(shown).collect();
     let plain = PlainFiles::start(&config.files, current, plain_sender)
         .map_err(|source| DaemonError::Io { path: config.files.clone(), source })?;
     let (report_sender, guest_reports) = mpsc::unbounded_channel();

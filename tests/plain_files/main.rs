@@ -385,6 +385,16 @@ fn a_hard_link_to_a_file_is_broken_by_the_next_change() {
 }
 
 #[test]
+fn what_is_saved_in_a_file_that_bears_another_shown_name_too_is_saved_in_both() {
+    let mut rig = Rig::new("Notes", &["a, 1"]);
+    rig.shell("ln Notes Copy");
+    rig.until_tree("the new file", |tree| tree.text("Copy") == "a, 1\n");
+    rig.shell("echo 'x, 1' >> Notes");
+    rig.until_tree("both are read", |tree| tree.text("Copy") == "a, 1\nx, 1\n");
+    rig.ends_as(&["a, 1", "x, 1"]);
+}
+
+#[test]
 fn an_unreadable_file_is_kept_aside_with_an_alarm() {
     if !is_root() {
         return unreadable();

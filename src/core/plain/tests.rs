@@ -726,3 +726,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_text_too_long_to_be_taken_back_is_told_and_not_shown() {
+    let mut world = World::new(&["a, 1", "b, 1"]);
+    let long = "x".repeat(4000);
+    (0..1100).for_each(|number| world.apply_remote(&format!("r{number}, {long}")));
+    world.remote("b, 2");
+    assert_eq!(world.disk.as_ref().unwrap().0, b"a, 1\nb, 1\n");
+    assert!(world.alarm.as_ref().unwrap().contains("bytes of text"), "{:?}", world.alarm);
+    // What is shown is old, and a save in it is one of what was seen.
+    world.read();
+    world.write("a, 7\nb, 1\n");
+    world.commit();
+    assert_eq!(world.files.file(&world.name).unwrap().record("a").unwrap().field(1), "7");
+    assert_eq!(world.files.file(&world.name).unwrap().record("b").unwrap().field(1), "2");
+    (0..1100).for_each(|number| world.apply_remote(&format!("-r{number}")));
+    world.remote("c, 1");
+    assert_eq!(world.alarm, None);
+    world.ends_as(&["a, 7", "b, 2", "c, 1"]);
+}
+
+#[test]
+fn of_what_could_not_be_written_yet_only_the_last_state_of_a_name_counts() {
+    let file = World::new(&["a, 1"]).tree();
+    let rewrite = |id| Action::Rewrite { id, file: file.clone(), keep_time: false };
+    let reject = || Action::Reject { report: String::new() };
+    assert!(rewrite(2).replaces(&rewrite(1)) && Action::Remove.replaces(&rewrite(1)));
+    assert!(Action::ClearRejected.replaces(&reject()) && reject().replaces(&Action::ClearRejected));
+    assert!(!rewrite(2).replaces(&reject()) && !reject().replaces(&rewrite(1)) && !rewrite(2).replaces(&Action::KeepAside));
+}

@@ -103,6 +103,12 @@ impl Watched {
             write_alarmed: false,
         }
     }
+
+    /// Puts off what could not be done. A folder that cannot be written for long must not fill the memory.
+    fn put_off(&mut self, action: Action) {
+        self.undone.retain(|earlier| !action.replaces(earlier));
+        self.undone.push_back(action);
+    }
 }
 
 /// A file that is held open and watched, whatever its name.
@@ -270,6 +276,18 @@ impl Worker {
             && let Ok(name) = FileName::new(name)
         {
             self.look(&name, mask.contains(EventMask::CREATE));
+            if mask.contains(EventMask::CLOSE_WRITE) {
+                self.read_by_name(&name);
+            }
+        }
+    }
+
+    /// Reads what was written into a file that bears two shown names: its one watch tells of the other name only.
+    fn read_by_name(&mut self, name: &FileName) {
+        let Some(inode) = self.files.get(name).and_then(|held| held.current.as_ref()) else { return };
+        let watch = inode.watch.get_watch_descriptor_id();
+        if self.watched.get(&watch) != Some(name) {
+            self.read_again(name, watch);
         }
     }
 
@@ -546,7 +564,7 @@ impl Worker {
         while let Some(action) = actions.pop_front() {
             let Some(held) = self.files.get_mut(name) else { return };
             if held.retry_at.is_some() && !matches!(action, Action::Submit { .. }) {
-                held.undone.push_back(action);
+                held.put_off(action);
                 continue;
             }
             match self.act_once(name, &action) {
@@ -555,7 +573,7 @@ impl Worker {
                     self.check_folder();
                     let Some(held) = self.files.get_mut(name) else { return };
                     held.retry_at = Some(Instant::now() + RETRY_EVERY);
-                    held.undone.push_back(action);
+                    held.put_off(action);
                     if self.folder_lost.is_none() && !std::mem::replace(&mut held.write_alarmed, true) {
                         let path = self.folder.path().join(name.as_str());
                         let text = format!("{}: {error}; it is tried again every second", path.display());
