@@ -6,6 +6,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,29 @@ fn a_reader_follows_a_log_that_is_being_written() {
         open.append(batch.to_vec());
     }
     assert_eq!(follower.join().unwrap(), all);
+}
+
+#[test]
+fn a_frame_that_was_there_in_part_is_read_when_it_is_whole() {
+    let rig = Rig::new();
+    let mut mail = Origin::new("mail", 1, Lane::Audit);
+    let all = some(&mut mail, 3);
+    let open = rig.open();
+    open.append(all.clone());
+    open.journal.close();
+    let path = rig.path("00000001.seg");
+    let (offset, length) = rig.frames(&path)[2];
+    let whole = fs::read(&path).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    let half = (offset + length / 2) as usize;
+    file.write_all_at(&vec![0; whole.len() - half], half as u64).unwrap();
+    let mut reader = LogReader::open(&[rig.directory.path().to_owned()]).unwrap();
+    let mut found = || std::iter::from_fn(|| reader.next_item().unwrap()).collect::<Vec<_>>();
+    assert_eq!(found().len(), 2);
+    assert_eq!(found().len(), 0, "nothing new");
+    file.write_all_at(&whole[half..], half as u64).unwrap();
+    let last = found();
+    assert!(matches!(&last[..], [LogItem::Entry { sealed, .. }] if *sealed == all[2]), "{last:?}");
 }
 
 #[test]

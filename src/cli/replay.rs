@@ -3,7 +3,7 @@
 
 mod check;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -17,7 +17,7 @@ use super::time::{FORMS, parse_time};
 use super::{Session, paper};
 use crate::core::diff::Change;
 use crate::core::entry::Entry;
-use crate::core::id::{EntryId, FileName, Lane};
+use crate::core::id::{EntryId, FileName, Lane, Stream};
 use crate::core::merge::{Files, Written};
 use crate::core::oplog::Checkpoint;
 use crate::core::record::Record;
@@ -122,6 +122,8 @@ struct Fold<'a> {
     checkpoints: &'a [Checkpoint],
     /// Volatile entries are missing, so volatile files may be, too.
     volatile_lost: bool,
+    /// Of each stream the first entry of the log that is behind a point in time.
+    behind: BTreeMap<Stream, u64>,
 }
 
 /// What came out of a fold.
@@ -132,7 +134,7 @@ struct Folded {
 
 impl<'a> Fold<'a> {
     fn new(point: Point, checkpoints: &'a [Checkpoint]) -> Self {
-        Self { point, files: Files::default(), passed: false, checkpoints, volatile_lost: false }
+        Self { point, files: Files::default(), passed: false, checkpoints, volatile_lost: false, behind: BTreeMap::new() }
     }
 
     fn take(&mut self, entry: &Entry) -> Result<(), Failure> {
@@ -144,6 +146,9 @@ impl<'a> Fold<'a> {
             Point::Seen { vector, .. } => vector.holds(id),
             Point::End => true,
         };
+        if !wanted && matches!(self.point, Point::Time(_)) {
+            self.behind.entry(id.stream.clone()).or_insert(id.seq);
+        }
         if wanted && id.seq > self.files.seen().seq(&id.stream) + 1 {
             self.leap(id)?;
         }
@@ -167,10 +172,7 @@ impl<'a> Fold<'a> {
             self.files = Files::restore(registers(&self.files), seen);
             self.volatile_lost = true;
         } else if covering.is_some() {
-            return Err(Failure::input(
-                "this point lies before the beginning of the log, in its checkpoint",
-                "give the archives, too, or the log of a server that still has them",
-            ));
+            return Err(before_the_beginning());
         } else {
             return Err(Failure::storage(
                 format!("the entries {} of {} are missing before {id}", gap(held + 1, id.seq - 1), id.stream),
@@ -191,6 +193,19 @@ impl<'a> Fold<'a> {
         }
     }
 
+    /// Takes the checkpoints that a point in time is not before. Where the log does not say what was then, nothing is guessed.
+    fn finish_at(&mut self, ms: u64) -> Result<(), Failure> {
+        self.merge_checkpoints(|checkpoint| checkpoint.heads.values().all(|head| head.time.wall_ms() <= ms));
+        let is_unknown = |(stream, seq): (&Stream, u64)| {
+            let held = self.files.seen().seq(stream);
+            stream.lane == Lane::Audit && seq > held && self.behind.get(stream) != Some(&(held + 1))
+        };
+        match self.checkpoints.iter().any(|checkpoint| checkpoint.files.seen().iter().any(is_unknown)) {
+            true => Err(before_the_beginning()),
+            false => Ok(()),
+        }
+    }
+
     fn merge_checkpoints(&mut self, may_use: impl Fn(&Checkpoint) -> bool) {
         for checkpoint in self.checkpoints {
             if may_use(checkpoint) && !self.files.seen().covers(checkpoint.files.seen()) {
@@ -207,6 +222,10 @@ impl<'a> Fold<'a> {
                     "p2pdb dump shows the entries that are",
                 ));
             }
+            Point::Time(ms) => {
+                let ms = *ms;
+                self.finish_at(ms)?;
+            }
             // Streams that have ended, and of which the log holds nothing any more.
             Point::End => self.merge_checkpoints(|_| true),
             Point::Seen { vector, from_checkpoints: true } => {
@@ -217,6 +236,13 @@ impl<'a> Fold<'a> {
         }
         Ok(Folded { files: self.files, volatile_lost: self.volatile_lost })
     }
+}
+
+fn before_the_beginning() -> Failure {
+    Failure::input(
+        "this point lies before the beginning of the log, in its checkpoint",
+        "give the archives, too, or the log of a server that still has them",
+    )
 }
 
 fn gap(from: u64, to: u64) -> String {
@@ -294,6 +320,7 @@ fn records(files: &Files, name: &FileName) -> Records {
 mod tests {
     use super::super::log::tests::Author;
     use super::*;
+    use crate::core::oplog::Head;
 
     fn folded(point: Point, entries: &[std::sync::Arc<crate::core::entry::Sealed>]) -> Result<String, String> {
         let mut fold = Fold::new(point, &[]);
@@ -355,6 +382,33 @@ mod tests {
         assert_eq!(len(fold(Point::Entry(entries[2].id().clone()), &entries[2..])).ok(), Some(3));
         let vector = checkpoints[0].files.seen().clone();
         assert_eq!(len(fold(Point::Seen { vector, from_checkpoints: true }, &[])).ok(), Some(2));
+    }
+
+    #[test]
+    fn a_time_before_the_beginning_of_a_log_is_told_and_one_behind_it_is_shown() {
+        let mut author = Author::new("S1");
+        let entries = [author.add("Notes", "a, 1"), author.add("Notes", "b, 2"), author.add("Notes", "c, 3")];
+        let mut checkpoint = Checkpoint::default();
+        for sealed in &entries[..2] {
+            checkpoint.files.apply(sealed.entry());
+            let head = Head::after(checkpoint.heads.get(&sealed.id().stream), sealed);
+            checkpoint.heads.insert(sealed.id().stream.clone(), head);
+        }
+        let checkpoints = [checkpoint];
+        let at = |ms: u64, entries: &[std::sync::Arc<crate::core::entry::Sealed>]| {
+            let mut fold = Fold::new(Point::Time(ms), &checkpoints);
+            entries.iter().try_for_each(|sealed| fold.take(sealed.entry()))?;
+            fold.finish().map(|folded| folded.files.iter().map(|(_, file)| file.len()).sum::<usize>())
+        };
+        let times = entries.each_ref().map(|sealed| sealed.entry().time.wall_ms());
+        assert!(times[0] < times[1] && times[1] < times[2], "{times:?}");
+        for early in [0, times[0]] {
+            let told = at(early, &entries[2..]).map_err(|failure| failure.report().unwrap().what);
+            assert!(told.as_ref().is_err_and(|what| what.contains("before the beginning")), "{told:?}");
+        }
+        assert_eq!(at(times[1], &entries[2..]).ok(), Some(2));
+        assert_eq!(at(times[2], &entries[2..]).ok(), Some(3));
+        assert_eq!(at(times[0], &entries).ok(), Some(1), "the archives are there");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! `p2pdb verify`: proves that a log is whole and genuine, from the log and the cluster CA's certificate alone.
 //!
 //! Every stream is a chain of hashes; signatures vouch for it with the key of the certificate that opens the stream.
-//! Memory holds one head per stream, however long the log is. Where retention has dropped the beginning of a stream, its
+//! Memory holds one head per stream and a mark of eight bytes per entry, so that two entries under one number are found in whatever order
+//! and from however many servers they come. Where retention has dropped the beginning of a stream, its
 //! certificate comes from a checkpoint. A key that nothing proves is a finding: whoever holds it could have written the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -55,6 +57,7 @@ pub fn run(args: VerifyArgs, session: &mut Session) -> Outcome {
         bar.inc(1);
     }
     bar.finish_and_clear();
+    verifier.finish();
     tell(&verifier, wrong, session)
 }
 
@@ -78,6 +81,12 @@ struct Verifier {
     dropped: u64,
     /// Entries that only a checkpoint stands for: this server was given it when it was far behind.
     bridged: u64,
+    /// Entries from before the first that the log holds of their stream; only a checkpoint stands for them.
+    earlier: u64,
+    /// A mark of each entry, by runs of consecutive numbers that begin at the key.
+    marks: BTreeMap<Stream, BTreeMap<u64, Vec<u64>>>,
+    /// Nobody knows beforehand which entries have the same mark.
+    marker: RandomState,
 }
 
 #[derive(Debug, Clone)]
@@ -100,6 +109,9 @@ impl Verifier {
             entries: 0,
             dropped: 0,
             bridged: 0,
+            earlier: 0,
+            marks: BTreeMap::new(),
+            marker: RandomState::new(),
         }
     }
 
@@ -110,10 +122,10 @@ impl Verifier {
             && id.seq <= head.seq
         {
             // The same entry from another file, or one that the checkpoint stands for.
-            if id.seq == head.seq && sealed.hash() != head.hash {
-                return Err(ChainError::Fork(id.clone()));
-            }
-            return Ok(());
+            return match self.mark_of(id).is_none_or(|mark| mark == self.marker.hash_one(sealed.hash())) {
+                true => Ok(()),
+                false => Err(ChainError::Fork(id.clone())),
+            };
         }
         let held_seq = held.as_ref().map_or(0, |progress| progress.head.seq);
         if id.seq != held_seq + 1 {
@@ -133,7 +145,35 @@ impl Verifier {
         }
         self.streams.insert(id.stream.clone(), Progress { head, signed_up_to, certified });
         self.entries += 1;
+        self.mark(sealed);
         Ok(())
+    }
+
+    fn mark(&mut self, sealed: &Sealed) {
+        let EntryId { stream, seq } = sealed.id();
+        let mark = self.marker.hash_one(sealed.hash());
+        let runs = self.marks.entry(stream.clone()).or_default();
+        match runs.last_entry() {
+            Some(mut run) if run.key() + run.get().len() as u64 == *seq => run.get_mut().push(mark),
+            _ => drop(runs.insert(*seq, vec![mark])),
+        }
+    }
+
+    fn mark_of(&self, id: &EntryId) -> Option<u64> {
+        let (first, run) = self.marks.get(&id.stream)?.range(..=id.seq).next_back()?;
+        run.get(usize::try_from(id.seq - first).ok()?).copied()
+    }
+
+    /// Counts what only checkpoints hold of streams of which the log has nothing.
+    fn finish(&mut self) {
+        let mut absent: BTreeMap<&Stream, u64> = BTreeMap::new();
+        for (stream, head) in self.checkpoints.iter().flatten() {
+            if stream.lane == Lane::Audit && !self.streams.contains_key(stream) {
+                let most = absent.entry(stream).or_default();
+                *most = head.seq.max(*most);
+            }
+        }
+        self.earlier += absent.into_values().sum::<u64>();
     }
 
     /// Where a stream goes on behind entries that the log may lack: volatile ones, and those in a checkpoint.
@@ -158,7 +198,7 @@ impl Verifier {
         match (&held, volatile) {
             (_, true) => self.dropped += id.seq - 1 - held_seq,
             (Some(_), false) => self.bridged += id.seq - 1 - held_seq,
-            (None, false) => {}
+            (None, false) => self.earlier += id.seq - 1,
         }
         let time = held.map_or_else(Default::default, |progress| progress.head.time);
         let head = Head { seq: id.seq - 1, hash: sealed.entry().previous, time, public_key, certificate: None };
@@ -236,6 +276,8 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
             dropped_volatile_entries: u64,
             /// Entries between others of their stream that only a checkpoint stands for.
             bridged_entries: u64,
+            /// Entries from before the beginning of this log, that only a checkpoint stands for.
+            earlier_entries: u64,
             /// Streams whose key no certificate proves.
             uncertified: Vec<String>,
             streams: Vec<StreamView>,
@@ -266,6 +308,7 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
             entries: verifier.entries,
             dropped_volatile_entries: verifier.dropped,
             bridged_entries: verifier.bridged,
+            earlier_entries: verifier.earlier,
             uncertified: verifier.uncertified().into_iter().map(Stream::to_string).collect(),
             streams: streams.collect(),
             wrong: wrong.as_ref().map(|finding| WrongView {
@@ -294,6 +337,12 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
         if verifier.dropped > 0 {
             output.line(format_args!("{} volatile entries were dropped by retention", verifier.dropped))?;
         }
+        if verifier.earlier > 0 {
+            output.line(format_args!(
+                "{} entries are from before the beginning of this log: only a checkpoint stands for them; give the archives, too, to have them verified",
+                verifier.earlier
+            ))?;
+        }
         if verifier.bridged > 0 {
             output.line(format_args!(
                 "{} entries are not in this log: a checkpoint that this server was given stands for them",
@@ -316,9 +365,13 @@ mod tests {
         let mut verifier = Verifier::new(author.authority(), Vec::new());
         entries.iter().for_each(|sealed| verifier.take(sealed).unwrap());
         assert_eq!((verifier.entries, verifier.unsigned()), (5, None));
-        // The same entries again change nothing.
+        // The same entries again change nothing; another one under a number that was there does, in whatever order they come.
         entries.iter().for_each(|sealed| verifier.take(sealed).unwrap());
         assert_eq!(verifier.entries, 5);
+        let mut other = entries[1].entry().clone();
+        other.reason = "another".into();
+        let other = Sealed::new(other, None);
+        assert_eq!(verifier.take(&other), Err(ChainError::Fork(other.id().clone())));
 
         let mut verifier = Verifier::new(author.authority(), Vec::new());
         verifier.take(&entries[0]).unwrap();
@@ -381,6 +434,10 @@ mod tests {
         let mut tail = Verifier::new(author.authority(), vec![heads.clone()]);
         entries[2..].iter().for_each(|sealed| tail.take(sealed).unwrap());
         assert_eq!((tail.entries, tail.uncertified().len(), whole.uncertified().len()), (2, 0, 0));
+        // What only the checkpoint holds is counted, whether the log goes on with its stream or not.
+        let mut nothing = Verifier::new(author.authority(), vec![heads.clone(), heads.clone()]);
+        [&mut tail, &mut nothing].into_iter().for_each(Verifier::finish);
+        assert_eq!((tail.earlier, nothing.earlier, whole.earlier), (2, 3, 0));
         // A key without a certificate, or with one of somebody else, proves nothing.
         for certificate in [None, Author::new("S1").certificate()] {
             let mut unproven = heads.clone();

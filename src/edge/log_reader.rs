@@ -23,8 +23,8 @@ use crate::core::oplog::Checkpoint;
 use crate::edge::journal::JournalError;
 use crate::format::checkpoint::checkpoint_cluster;
 use crate::format::segment::{
-    ARCHIVE_HEADER_BYTES, End, FRAME_HEAD_BYTES, Frame, SEGMENT_HEADER_BYTES, decode_archive_header,
-    decode_segment_header, scan_frames,
+    ARCHIVE_HEADER_BYTES, End, FRAME_HEAD_BYTES, FRAME_PAYLOAD_MAX, Frame, SEGMENT_HEADER_BYTES,
+    decode_archive_header, decode_segment_header, scan_frames,
 };
 use crate::format::{FormatError, decode_checkpoint, decode_sealed};
 
@@ -391,11 +391,17 @@ impl Loaded {
     /// Whether there are bytes behind the last frame that were not there at the last look. Zeros are none.
     fn has_grown(&self) -> bool {
         let Some(file) = &self.file else { return false };
-        let mut head = [0; FRAME_HEAD_BYTES];
         let at = self.end.at();
-        let read = file.read_at(&mut head, self.base + at as u64).unwrap_or(0);
-        let known = self.bytes.get(at..(at + read).min(self.bytes.len())).unwrap_or(&[]);
-        head[..read] != *known && head != [0; FRAME_HEAD_BYTES]
+        let known = self.bytes.get(at..).unwrap_or(&[]);
+        // Of a frame that is there in part, any part may come later.
+        let payload_bytes = match (&self.end, known.first_chunk()) {
+            (End::Torn { .. }, Some(length)) => (u32::from_le_bytes(*length) as usize).min(FRAME_PAYLOAD_MAX),
+            _ => 0,
+        };
+        let mut found = vec![0; FRAME_HEAD_BYTES + payload_bytes];
+        let read = file.read_at(&mut found, self.base + at as u64).unwrap_or(0);
+        let known = known.iter().chain(std::iter::repeat(&0));
+        found[..read].iter().zip(known).any(|(found, known)| found != known)
     }
 
     /// Reads what lies behind the last frame.
