@@ -5,6 +5,7 @@
 //! disks block. What has to do with neither entries nor files (bundles, checkpoints in transit, certificates, joining) is
 //! kept by the modules below and never changes a file but by a transaction.
 
+mod bundles;
 mod condition;
 mod control;
 mod management;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::core::entry::Sealed;
 use crate::core::id::{Digest, FileName, ServerName};
@@ -31,7 +32,7 @@ use crate::core::io::{Committed, Event, Input, Message, Refusal, Ticket, Transac
 use crate::core::node::{Node, TICK_MS};
 use crate::core::schema::file;
 use crate::core::text::ShownFile;
-use crate::edge::bundles::{BundleFetcher, BundleStore, PART_BYTES};
+use crate::edge::bundles::{BundleFetcher, BundleStore};
 use crate::edge::certificate::{AuthorityCertificate, CertificateDirectory, CertificateError};
 use crate::edge::checkpoint_transfer::{CheckpointCollector, Collected, parts};
 use crate::edge::clock::{SystemClock, monotonic_ns, wall_ms};
@@ -120,6 +121,7 @@ pub struct Daemon {
     fetcher: BundleFetcher,
     /// Bundles that are being put, by digest.
     uploads: BTreeMap<Digest, Vec<u8>>,
+    bundles_stored: mpsc::UnboundedSender<bundles::StoredBundle>,
     checkpoints: CheckpointCollector,
     /// Checkpoints on their way to peers.
     checkpoints_out: BTreeMap<ServerName, tokio::task::JoinHandle<()>>,
@@ -159,6 +161,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
         mut plain_events,
         mut guest_reports,
         mut management_events,
+        mut bundles_stored,
     } = start::start(config, command_sender.clone()).await?;
     let socket = ControlSocket::bind(&daemon.config.directory, &daemon.config.control)?;
     let control = tokio::spawn(socket.serve(ControlHandler::new(command_sender)));
@@ -184,6 +187,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
             Some(command) = commands.recv() => daemon.command(command),
             Some(event) = plain_events.recv() => daemon.plain_event(event),
             Some(report) = guest_reports.recv() => daemon.guest_report(report),
+            Some(stored) = bundles_stored.recv() => daemon.bundle_stored(stored),
             Some(event) = mesh_events.recv(), if daemon.node.takes_entries() => daemon.mesh_event(event),
             // Who is ready goes into the same commit: one signature and one sync for all.
             () = tokio::task::yield_now(), if daemon.node.wants_commit() => daemon.commit(),
@@ -435,7 +439,6 @@ impl Daemon {
     }
 
     fn message(&mut self, peer: ServerName, message: Message) {
-        let now_us = self.clock.now().monotonic_us;
         match message {
             // What nobody asked for is not collected.
             Message::CheckpointPart { .. } if !self.node.sync().wants_checkpoint_of(&peer) => {}
@@ -455,25 +458,9 @@ impl Daemon {
                     Err(error) => self.world.mesh.disconnect(&peer, &format!("its checkpoint: {error}")),
                 }
             }
-            Message::WantBundle { digest, offset } => {
-                let answer = match self.bundles.read(&digest, offset, PART_BYTES) {
-                    Ok((total, bytes)) => Message::BundlePart { digest, total, offset, bytes },
-                    Err(_) => Message::NoBundle { digest },
-                };
-                self.world.send_on(Channel::Bulk, &[peer], &answer);
-            }
+            Message::WantBundle { digest, offset } => self.send_bundle_part(peer, digest, offset),
             Message::BundlePart { digest, total, offset, bytes } => {
-                match self.fetcher.part(&self.bundles, &peer, digest, (total, offset, &bytes), now_us) {
-                    Ok((next, stored)) => {
-                        if let Some(ask) = next {
-                            self.world.send_on(Channel::Bulk, &[peer], &ask);
-                        }
-                        if let Some(digest) = stored {
-                            info!(%digest, "bundle stored");
-                        }
-                    }
-                    Err(error) => error!("{error}"),
-                }
+                self.bundle_part_arrived(peer, digest, (total, offset, &bytes));
             }
             Message::NoBundle { digest } => self.fetcher.refused(&peer, digest),
             Message::WantCertificate { request } => self.issue_for_peer(peer, &request),
@@ -511,20 +498,6 @@ impl Daemon {
             }
         });
         self.checkpoints_out.insert(receiver, sending);
-    }
-
-    fn fetch_bundles(&mut self) {
-        let mut named: BTreeMap<Digest, u64> = BTreeMap::new();
-        for record in self.node.files().records_of(file::BUNDLE) {
-            if let (Ok(size), Ok(digest)) = (record.field(1).parse(), record.field(2).parse()) {
-                named.insert(digest, size);
-            }
-        }
-        let peers = self.node.sync().names();
-        let now_us = self.clock.now().monotonic_us;
-        for (peer, ask) in self.fetcher.update(&self.bundles, &named, &peers, now_us) {
-            self.world.send_on(Channel::Bulk, &[peer], &ask);
-        }
     }
 
     async fn stop(mut self) {

@@ -8,11 +8,9 @@ use crate::core::diff::Change;
 use crate::core::id::FileName;
 use crate::core::io::{Edit, Transaction, Wait};
 use crate::core::priority::Class;
-use crate::core::record::Record;
-use crate::core::schema::file;
 use crate::edge::clock::wall_ms;
 use crate::edge::control::{
-    BUNDLE_PART_BYTES_MAX, Bundle, BundlePart, Conflict, FileEdit, FileSummary, Peer, Request, Resolve, Response, Token,
+    Conflict, FileEdit, FileSummary, Peer, Request, Resolve, Response, Token,
 };
 use crate::edge::token::TokenStore;
 
@@ -124,89 +122,6 @@ impl Daemon {
     pub(super) fn sweep_tokens(&self) {
         if let Err(error) = TokenStore::new(self.certificates.path().join(TOKENS_FOLDER)).sweep(wall_ms()) {
             warn!("{error}");
-        }
-    }
-
-    // ---- bundles ----
-
-    fn bundle_list(&self) -> Vec<Bundle> {
-        self.node.files().records_of(file::BUNDLE).filter_map(|record| self.bundle(record)).collect()
-    }
-
-    fn bundle(&self, record: &Record) -> Option<Bundle> {
-        let digest = record.field(2).parse().ok()?;
-        let size_bytes = record.field(1).parse().ok()?;
-        Some(Bundle { name: record.field(0).to_owned(), size_bytes, digest, here: self.bundles.holds(&digest) })
-    }
-
-    fn bundle_get(&self, name: &str, offset: u64) -> Response {
-        let record = self.node.files().builtin(file::BUNDLE).and_then(|held| held.record(name));
-        let Some(Bundle { digest, .. }) = record.and_then(|record| self.bundle(record)) else {
-            return Response::failed(format!("there is no bundle '{name}'"), "see p2pdb bundle list");
-        };
-        match self.bundles.read(&digest, offset, BUNDLE_PART_BYTES_MAX) {
-            Ok((total_bytes, bytes)) => {
-                let (name, on_behalf_of) = (name.to_owned(), None);
-                Response::BundlePart(BundlePart { name, digest, total_bytes, offset, bytes, on_behalf_of })
-            }
-            Err(error) => {
-                Response::failed(error.to_string(), "it is fetched as soon as a server that has it is linked")
-            }
-        }
-    }
-
-    fn bundle_put(&mut self, peer: &Peer, part: BundlePart, reply: oneshot::Sender<Response>) {
-        match self.take_bundle_part(peer, part) {
-            Ok(transaction) => self.submit_for(transaction, Wait::Local, OWN_TRANSACTION_MS, reply),
-            Err(response) => drop(reply.send(*response)),
-        }
-    }
-
-    /// The transaction that names the bundle once its last part is here; until then, or if it cannot be, the response.
-    fn take_bundle_part(&mut self, peer: &Peer, part: BundlePart) -> Result<Transaction, Box<Response>> {
-        let BundlePart { name, digest, total_bytes, offset, bytes, on_behalf_of } = part;
-        let failed = |what: String, hint: &str| Box::new(Response::failed(what, hint));
-        let bytes_max = self.bundles.bytes_max();
-        if total_bytes > bytes_max {
-            let what = format!("the bundle has {total_bytes} bytes; at most {bytes_max} are taken");
-            return Err(failed(what, "see bundles.bytes_max in p2pdb.toml"));
-        }
-        let after = Record::new([name.as_str(), &total_bytes.to_string(), &digest.to_string()])
-            .map_err(|error| failed(format!("the name '{name}': {error}"), ""))?;
-        if offset == 0 {
-            self.uploads.remove(&digest);
-        }
-        let held = self.uploads.entry(digest).or_default();
-        if held.len() as u64 != offset || offset + bytes.len() as u64 > total_bytes {
-            self.uploads.remove(&digest);
-            return Err(failed("the parts of the bundle do not follow each other".into(), "put it again"));
-        }
-        held.extend_from_slice(&bytes);
-        let bytes = held.len() as u64;
-        if bytes < total_bytes {
-            return Err(Box::new(Response::BundleReceived { bytes }));
-        }
-        let content = self.uploads.remove(&digest).unwrap_or_default();
-        let stored = self.bundles.put(&content).map_err(|error| failed(error.to_string(), ""))?;
-        if stored != digest {
-            return Err(failed("the content does not have the digest that was announced".into(), "put it again"));
-        }
-        let before = self.node.files().builtin(file::BUNDLE).and_then(|held| held.record(&name)).cloned();
-        let change = match before {
-            Some(before) => Change::Mod { before, after },
-            None => Change::Add(after),
-        };
-        let file = FileName::new(file::BUNDLE).expect("built-in file names are well formed");
-        let edits = vec![Edit { file, change, bases: None }];
-        let reason = format!("bundle {name}");
-        Ok(Transaction { class: Class::Transmission, author: peer.author(on_behalf_of.as_deref()), reason, edits })
-    }
-
-    /// Drops what is held of bundles whose upload does not go on.
-    pub(super) fn sweep_uploads(&mut self) {
-        let total: usize = self.uploads.values().map(Vec::len).sum();
-        if total as u64 > 4 * self.bundles.bytes_max() {
-            self.uploads.clear();
         }
     }
 }

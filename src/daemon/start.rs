@@ -57,6 +57,7 @@ pub(super) struct Started {
     pub plain_events: mpsc::Receiver<PlainEvent>,
     pub guest_reports: mpsc::UnboundedReceiver<GuestReport>,
     pub management_events: mpsc::UnboundedReceiver<ManagementEvent>,
+    pub bundles_stored: mpsc::UnboundedReceiver<super::bundles::StoredBundle>,
 }
 
 /// The cluster CA as the core asks it.
@@ -83,7 +84,12 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
     let certifier = Arc::new(AuthorityCertifier(ca.clone()));
     let (done, completions) = mpsc::unbounded_channel();
     let Stored { journal, view, recovered } = open_stored(&config, &ca, certifier.clone(), done)?;
-    let bundles = BundleStore::open(config.directory.join("bundles"), config.bundles.bytes_max)?;
+    let bundles = BundleStore::open(
+        config.directory.join("bundles"),
+        config.bundles.bytes_max,
+        config.bundles.total_mib * 1024 * 1024,
+    )?;
+    let (stored_sender, bundles_stored) = mpsc::unbounded_channel();
     let clock = SystemClock::new();
     let run = next_run(&config.directory, last_run(&recovered, &config.name))?;
     let signing = Identity { certificate: credentials.certificate.as_ref().into(), key: credentials.key.clone(), run };
@@ -141,6 +147,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         bundles,
         fetcher: BundleFetcher::default(),
         uploads: BTreeMap::new(),
+        bundles_stored: stored_sender,
         checkpoints: CheckpointCollector::default(),
         checkpoints_out: BTreeMap::new(),
         plain,
@@ -164,7 +171,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         config,
         _lock: lock,
     };
-    Ok(Started { daemon, completions, mesh_events, plain_events, guest_reports, management_events })
+    Ok(Started { daemon, completions, mesh_events, plain_events, guest_reports, management_events, bundles_stored })
 }
 
 struct Stored {

@@ -2,17 +2,22 @@
 //!
 //! A record of the file `Bundle` (`name, size, digest`) travels in the log; the content is fetched by digest from whoever
 //! has it, in parts, and is visible under its name only after its digest has been checked. Content is never changed in
-//! place. States of one fetch: asked a peer → parts arrive in order → verified and stored, or the next peer is asked.
+//! place. States of one fetch: asked a peer → parts arrive in order → verified and being stored, or the next peer is asked.
+//!
+//! What no record names any more stays as long as there is room for it, for whoever looks into the past; the oldest goes first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 
 use thiserror::Error;
 
 use crate::core::id::{Digest, ServerName};
 use crate::core::io::Message;
+use crate::edge::clock::wall_ms;
 
 /// Bytes of one part on the wire.
 pub const PART_BYTES: usize = 256 * 1024;
@@ -20,11 +25,18 @@ pub const PART_BYTES: usize = 256 * 1024;
 const PART_PATIENCE_US: u64 = 2_000_000;
 /// How long what could not be stored is let alone: a full disk does not empty by fetching.
 const STORE_PATIENCE_US: u64 = 60_000_000;
+/// So long content stays at least that no record names: its record may be on its way.
+const UNNAMED_MS_MIN: u64 = 600_000;
 
 #[derive(Debug, Error)]
 pub enum BundleError {
     #[error("the content has {found} bytes; bundles hold at most {bytes_max} (setting bundles.bytes_max)")]
     TooLarge { found: u64, bytes_max: u64 },
+    #[error(
+        "with the content of {found} bytes all bundles would have {total}; at most {total_bytes_max} are kept \
+         (setting bundles.total_mib); delete records of Bundle that nobody needs"
+    )]
+    NoRoom { found: u64, total: u64, total_bytes_max: u64 },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: the content does not match its digest; remove the file, it is fetched again")]
@@ -38,11 +50,15 @@ pub enum BundleError {
 pub struct BundleStore {
     folder: PathBuf,
     bytes_max: u64,
+    total_bytes_max: u64,
+    /// One at a time changes the folder.
+    changing: Arc<Mutex<()>>,
 }
 
 impl BundleStore {
-    /// Opens the store and drops what an interrupted fetch has left.
-    pub fn open(folder: PathBuf, bytes_max: u64) -> Result<Self, BundleError> {
+    /// Opens the store and drops what an interrupted fetch has left. One bundle has at most `bytes_max` bytes, all of them
+    /// `total_bytes_max`.
+    pub fn open(folder: PathBuf, bytes_max: u64, total_bytes_max: u64) -> Result<Self, BundleError> {
         let at = |source| BundleError::Io { path: folder.clone(), source };
         fs::create_dir_all(&folder).map_err(at)?;
         for item in fs::read_dir(&folder).map_err(at)? {
@@ -51,7 +67,7 @@ impl BundleStore {
                 fs::remove_file(&path).map_err(|source| BundleError::Io { path, source })?;
             }
         }
-        Ok(Self { folder, bytes_max })
+        Ok(Self { folder, bytes_max, total_bytes_max, changing: Arc::default() })
     }
 
     pub fn bytes_max(&self) -> u64 {
@@ -62,13 +78,17 @@ impl BundleStore {
         self.path(digest).is_file()
     }
 
-    /// Stores content durably and returns its digest. Storing it again changes nothing.
-    pub fn put(&self, content: &[u8]) -> Result<Digest, BundleError> {
+    /// Stores content durably and returns its digest. Storing it again changes nothing. Waits for the disk. Content that is not among
+    /// `named`, what records name, may have to go for it.
+    pub fn put(&self, content: &[u8], named: &BTreeSet<Digest>) -> Result<Digest, BundleError> {
         self.check_size(content.len() as u64)?;
         let digest = Digest(*blake3::hash(content).as_bytes());
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.holds(&digest) {
+            self.renew(&digest)?;
             return Ok(digest);
         }
+        self.make_room(content.len() as u64, named)?;
         let part = self.part_path(&digest);
         let written = File::create(&part).and_then(|mut file| {
             file.write_all(content)?;
@@ -111,19 +131,42 @@ impl BundleStore {
         }
     }
 
-    /// Drops content that no record names any more.
-    pub fn keep_only(&self, named: &BTreeSet<Digest>) -> Result<usize, BundleError> {
+    /// Drops content that no record names, the oldest first, until so many more bytes may be kept.
+    fn make_room(&self, bytes: u64, named: &BTreeSet<Digest>) -> Result<(), BundleError> {
         let at = |source| BundleError::Io { path: self.folder.clone(), source };
-        let mut dropped = 0;
+        let mut total = bytes;
+        let mut unnamed: Vec<(u64, u64, PathBuf)> = Vec::new();
         for item in fs::read_dir(&self.folder).map_err(at)? {
             let path = item.map_err(at)?.path();
             let digest = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Digest>().ok());
-            if digest.is_some_and(|digest| !named.contains(&digest)) {
-                fs::remove_file(&path).map_err(|source| BundleError::Io { path, source })?;
-                dropped += 1;
+            let (Some(digest), Ok(metadata)) = (digest, fs::metadata(&path)) else { continue };
+            total += metadata.len();
+            let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let since_ms = since.unwrap_or_default().as_millis() as u64;
+            if !named.contains(&digest) && wall_ms().saturating_sub(since_ms) >= UNNAMED_MS_MIN {
+                unnamed.push((since_ms, metadata.len(), path));
             }
         }
-        Ok(dropped)
+        unnamed.sort();
+        for (_, freed, path) in unnamed {
+            if total <= self.total_bytes_max {
+                break;
+            }
+            fs::remove_file(&path).map_err(|source| BundleError::Io { path, source })?;
+            total -= freed;
+        }
+        match total <= self.total_bytes_max {
+            true => Ok(()),
+            false => Err(BundleError::NoRoom { found: bytes, total, total_bytes_max: self.total_bytes_max }),
+        }
+    }
+
+    /// Content that is put again is as young as content that is new.
+    fn renew(&self, digest: &Digest) -> Result<(), BundleError> {
+        let path = self.path(digest);
+        let now = UNIX_EPOCH + Duration::from_millis(wall_ms());
+        let renewed = File::options().write(true).open(&path).and_then(|file| file.set_modified(now));
+        renewed.map_err(|source| BundleError::Io { path, source })
     }
 
     fn check_size(&self, found: u64) -> Result<(), BundleError> {
@@ -154,6 +197,17 @@ struct Fetch {
     /// Until then nobody else is asked.
     patience_us: u64,
     refused: BTreeSet<ServerName>,
+}
+
+/// What comes of a part.
+#[derive(Debug, PartialEq)]
+pub enum Arrived {
+    /// It is not the one that was asked for, or the content is not what its digest says.
+    Nothing,
+    /// The next one is to be asked for.
+    Part(Message),
+    /// This is the content, and is to be stored.
+    Whole(Vec<u8>),
 }
 
 /// Fetches what records name and the store lacks; one part at a time per bundle, so a slow peer holds up nobody else.
@@ -205,10 +259,7 @@ impl BundleFetcher {
         Some(ask)
     }
 
-    /// A part has arrived. Returns the next ask, and the digest if the bundle is stored now.
-    ///
-    /// # Errors
-    /// The store could not write.
+    /// A part has arrived.
     pub fn part(
         &mut self,
         store: &BundleStore,
@@ -216,28 +267,32 @@ impl BundleFetcher {
         digest: Digest,
         (total, offset, bytes): (u64, u64, &[u8]),
         now_us: u64,
-    ) -> Result<(Option<Message>, Option<Digest>), BundleError> {
-        let Some(fetch) = self.fetches.get_mut(&digest) else { return Ok((None, None)) };
+    ) -> Arrived {
+        let Some(fetch) = self.fetches.get_mut(&digest) else { return Arrived::Nothing };
         let fits = fetch.from == *from && offset == fetch.content.len() as u64 && total <= store.bytes_max();
         if !fits || (bytes.is_empty() && offset < total) {
-            return Ok((None, None));
+            return Arrived::Nothing;
         }
         fetch.content.extend_from_slice(bytes);
         fetch.patience_us = now_us + PART_PATIENCE_US;
         let have = fetch.content.len() as u64;
         if have < total {
-            return Ok((Some(Message::WantBundle { digest, offset: have }), None));
+            return Arrived::Part(Message::WantBundle { digest, offset: have });
         }
         if Digest(*blake3::hash(&fetch.content).as_bytes()) != digest {
             // Not what was asked for: forget it, and let the next update ask somebody else.
             fetch.content.clear();
             fetch.patience_us = 0;
-            return Ok((None, None));
+            return Arrived::Nothing;
         }
+        // Until it is stored, and if it cannot be, nobody is asked again for a while.
         fetch.patience_us = now_us + STORE_PATIENCE_US;
-        store.put(&std::mem::take(&mut fetch.content))?;
-        self.fetches.remove(&digest);
-        Ok((None, Some(digest)))
+        Arrived::Whole(std::mem::take(&mut fetch.content))
+    }
+
+    /// What arrived whole is in the store now.
+    pub fn stored(&mut self, digest: &Digest) {
+        self.fetches.remove(digest);
     }
 
     /// A peer has not got it.
@@ -256,7 +311,7 @@ mod tests {
 
     fn store(bytes_max: u64) -> (tempfile::TempDir, BundleStore) {
         let folder = tempfile::tempdir().unwrap();
-        let store = BundleStore::open(folder.path().join("bundles"), bytes_max).unwrap();
+        let store = BundleStore::open(folder.path().join("bundles"), bytes_max, 10 * bytes_max).unwrap();
         (folder, store)
     }
 
@@ -267,10 +322,11 @@ mod tests {
     #[test]
     fn content_is_kept_once_and_read_in_parts() {
         let (_folder, store) = store(1000);
-        let digest = store.put(b"install.sh").unwrap();
-        assert_eq!(store.put(b"install.sh").unwrap(), digest);
+        let named = BTreeSet::new();
+        let digest = store.put(b"install.sh", &named).unwrap();
+        assert_eq!(store.put(b"install.sh", &named).unwrap(), digest);
         assert_eq!(store.read(&digest, 3, 4).unwrap(), (10, b"tall".to_vec()));
-        assert!(matches!(store.put(&[0; 1001]), Err(BundleError::TooLarge { found: 1001, .. })));
+        assert!(matches!(store.put(&[0; 1001], &named), Err(BundleError::TooLarge { found: 1001, .. })));
         assert!(matches!(store.read(&Digest::ZERO, 0, 1), Err(BundleError::Absent(_))));
     }
 
@@ -279,33 +335,56 @@ mod tests {
         let (_folder, here) = store(1_000_000);
         let (_other, there) = store(1_000_000);
         let content: Vec<u8> = (0..600_000u32).map(|number| number as u8).collect();
-        let digest = there.put(&content).unwrap();
+        let digest = there.put(&content, &BTreeSet::new()).unwrap();
         let named = BTreeMap::from([(digest, content.len() as u64)]);
         let mut fetcher = BundleFetcher::default();
         let asks = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 1);
         let (first, _) = asks[0].clone();
         let lie = vec![7; content.len()];
-        let answer = fetcher.part(&here, &first, digest, (lie.len() as u64, 0, &lie), 2).unwrap();
-        assert_eq!(answer, (None, None));
-        assert!(!here.holds(&digest));
+        let answer = fetcher.part(&here, &first, digest, (lie.len() as u64, 0, &lie), 2);
+        assert_eq!(answer, Arrived::Nothing);
         let asks = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 10_000_000);
         let (second, mut ask) = asks[0].clone();
         assert_ne!(first, second);
         loop {
             let Message::WantBundle { offset, .. } = ask else { panic!("{ask:?}") };
             let (total, part) = there.read(&digest, offset, PART_BYTES).unwrap();
-            match fetcher.part(&here, &second, digest, (total, offset, &part), 10_000_001).unwrap() {
-                (Some(next), None) => ask = next,
-                (None, Some(stored)) => break assert_eq!(stored, digest),
-                other => panic!("{other:?}"),
+            match fetcher.part(&here, &second, digest, (total, offset, &part), 10_000_001) {
+                Arrived::Part(next) => ask = next,
+                Arrived::Whole(arrived) => break assert_eq!(arrived, content),
+                Arrived::Nothing => panic!("the part is the one that was asked for"),
             }
         }
-        assert!(here.holds(&digest));
-        assert_eq!(here.keep_only(&BTreeSet::new()).unwrap(), 1);
+        assert_eq!(fetcher.update(&here, &named, &peers(&["S1", "S2"]), 20_000_000), [], "it is being stored");
+        assert_eq!(here.put(&content, &BTreeSet::new()).unwrap(), digest);
+        fetcher.stored(&digest);
+        assert_eq!(fetcher.update(&here, &named, &peers(&["S1", "S2"]), 100_000_000), []);
+    }
+
+    #[test]
+    fn all_bundles_together_are_bounded_and_what_nobody_names_goes_first_and_not_at_once() {
+        let (_folder, store) = store(100);
+        let content = |number: u8| [number; 100];
+        let mut named = BTreeSet::new();
+        let old = |digest: &Digest, minutes: u64| {
+            let then = UNIX_EPOCH + Duration::from_millis(wall_ms() - minutes * 60_000);
+            File::options().write(true).open(store.path(digest)).unwrap().set_modified(then).unwrap();
+        };
+        let digests: Vec<Digest> = (0..10).map(|number| store.put(&content(number), &named).unwrap()).collect();
+        named.extend(&digests[..7]);
+        let full = store.put(&content(10), &named);
+        assert!(matches!(full, Err(BundleError::NoRoom { total: 1100, total_bytes_max: 1000, .. })), "{full:?}");
+        digests.iter().zip(11..).for_each(|(digest, minutes)| old(digest, minutes));
+        let held = |store: &BundleStore| digests.iter().map(|digest| store.holds(digest)).collect::<Vec<_>>();
+        store.put(&content(9), &named).unwrap();
+        store.put(&content(10), &named).unwrap();
+        // The ninth is the oldest that nobody names: the tenth was put again.
+        assert_eq!(held(&store), (0..10).map(|at| at != 8).collect::<Vec<_>>());
     }
 
     #[test]
     fn what_cannot_be_stored_takes_no_room_and_is_not_fetched_again_at_once() {
+        let nothing = BTreeSet::new();
         let (_folder, here) = store(1000);
         let content = b"install.sh";
         let digest = Digest(*blake3::hash(content).as_bytes());
@@ -315,11 +394,13 @@ mod tests {
         let mut fetcher = BundleFetcher::default();
         let (first, _) = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 1).remove(0);
         let part = (content.len() as u64, 0, &content[..]);
-        assert!(matches!(fetcher.part(&here, &first, digest, part, 2), Err(BundleError::Io { .. })));
+        assert_eq!(fetcher.part(&here, &first, digest, part, 2), Arrived::Whole(content.to_vec()));
+        assert!(matches!(here.put(content, &nothing), Err(BundleError::Io { .. })));
         assert!(!here.part_path(&digest).exists());
         assert_eq!(fetcher.update(&here, &named, &peers(&["S1", "S2"]), 10_000_000), []);
         fs::remove_dir(here.path(&digest)).unwrap();
         let (next, _) = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 100_000_000).remove(0);
-        assert_eq!(fetcher.part(&here, &next, digest, part, 100_000_001).unwrap(), (None, Some(digest)));
+        assert_eq!(fetcher.part(&here, &next, digest, part, 100_000_001), Arrived::Whole(content.to_vec()));
+        assert_eq!(here.put(content, &nothing).unwrap(), digest);
     }
 }

@@ -432,7 +432,7 @@ pub const KEYS: &[Key] = &[
         "total_mib",
         Kind::Integer { min: 1, max: 1 << 20 },
         "1024",
-        "Most disk space for all bundles together.",
+        "Most disk space for all bundles together; what no record names any more goes first, the oldest first.",
     ),
     key(
         "service",

@@ -29,7 +29,7 @@ fn owner() {
         interface: interface.clone(),
         gateway: std::env::var("OWNER_GATEWAY").ok().map(|gateway| gateway.parse().unwrap()),
     };
-    let bundles = BundleStore::open(directory.join("bundles"), 1 << 26).unwrap();
+    let bundles = BundleStore::open(directory.join("bundles"), 1 << 26, 1 << 30).unwrap();
     let mut originals = match libvirt_driver(&driver) {
         Some(driver) => {
             let machine = |name: &str, folder: &std::path::Path| driver.machine(name, folder);

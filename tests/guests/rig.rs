@@ -2,6 +2,7 @@
 //! they can be frozen and killed.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -246,8 +247,8 @@ impl Host {
         for (name, content) in files {
             std::fs::write(folder.path().join(name), content).unwrap();
         }
-        let store = BundleStore::open(self.directory().join("bundles"), 1 << 26).unwrap();
-        let digest = store.put(&Procedure::of_folder(folder.path()).unwrap().bundle()).unwrap().to_string();
+        let store = BundleStore::open(self.directory().join("bundles"), 1 << 26, 1 << 30).unwrap();
+        let digest = store.put(&Procedure::of_folder(folder.path()).unwrap().bundle(), &BTreeSet::new()).unwrap().to_string();
         run("chmod", &format!("-R a+rwX {}", self.directory().join("bundles").display()));
         digest
     }

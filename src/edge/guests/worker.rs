@@ -488,7 +488,7 @@ mod tests {
 
     /// Lets a worker begin with what is on disk and carry out orders; the last that it told, and the outcomes.
     fn told(folder: &Path, machine: Stubborn, orders: Vec<GuestOrder>) -> (Guest, Vec<GuestOutcome>) {
-        let bundles = BundleStore::open(folder.join("bundles"), 1 << 20).unwrap();
+        let bundles = BundleStore::open(folder.join("bundles"), 1 << 20, 1 << 30).unwrap();
         let all = Arc::new(Mutex::new((None, Vec::new())));
         let kept = all.clone();
         let report: Report = Arc::new(move |report| match report {
