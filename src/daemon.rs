@@ -198,6 +198,8 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
     }
     info!("stopping");
     control.abort();
+    // The thread of the plain files may wait for a place in it, and is waited for.
+    drop(plain_events);
     daemon.stop().await;
     match lost {
         Some(reason) => Err(DaemonError::LogLost(reason)),

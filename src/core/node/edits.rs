@@ -95,7 +95,9 @@ impl Node {
         let limits = self.config.limits;
         let mut commit = Commit::default();
         let mut overlay = Overlay::default();
-        let mut signers: BTreeMap<Stream, usize> = BTreeMap::new();
+        // Entries are signed in groups, so that each is read and sent whole: bytes so far, and the last entry's place.
+        let mut groups: BTreeMap<Stream, (usize, usize)> = BTreeMap::new();
+        let mut signers = Vec::new();
         while commit.bytes < limits.commit_bytes && commit.entries.len() < limits.commit_entries {
             let Some((_, work)) = self.queue.pop(now.monotonic_us) else { break };
             match work {
@@ -105,14 +107,20 @@ impl Node {
                         overlay.note(&self.files, sealed.entry());
                         commit.bytes += sealed.entry().weight_bytes();
                         commit.tickets.push((ticket, sealed.id().clone(), wait, deadline_us));
-                        signers.insert(sealed.id().stream.clone(), commit.entries.len());
+                        let group = groups.entry(sealed.id().stream.clone()).or_default();
+                        *group = (group.0 + sealed.entry().frame_bytes_max(), commit.entries.len());
+                        if group.0 >= limits.signed_bytes {
+                            signers.push(group.1);
+                            groups.remove(&sealed.id().stream);
+                        }
                         commit.entries.push(Arc::new(sealed));
                     }
                 },
                 Work::Received { peer, entries } => self.receive(now, peer, &entries, &mut commit, out),
             }
         }
-        for &at in signers.values() {
+        signers.extend(groups.into_values().map(|(_, last)| last));
+        for at in signers {
             let sealed = Arc::get_mut(&mut commit.entries[at]).expect("nobody else has seen the entry yet");
             sealed.sign(self.config.cluster, &self.identity.key);
         }

@@ -118,3 +118,34 @@ fn what_a_server_writes_of_itself_waits_while_its_clock_is_days_ahead_of_all_oth
     assert!(tell(&mut node, BEGIN_MS - 3600 * 1000), "an hour is taken");
     assert!(tell(&mut node, BEGIN_MS + 365 * DAY_MS), "who is behind dates by what was seen");
 }
+
+#[test]
+fn a_group_of_entries_under_one_signature_fits_into_one_read() {
+    let mut node = lone(0);
+    write(&mut node, at(0), added(file::SERVER, FOUNDING));
+    let long = "x".repeat(400);
+    let small = (0..480).map(|number| vec![added("Notes", &format!("s{number}, {long}"))]);
+    let longest = "x".repeat(4000);
+    let large = (0..120).map(|number| added("Notes", &format!("l{number}, {longest}"))).collect();
+    for edits in small.chain([large]) {
+        let transaction =
+            Transaction { class: Class::Transmission, author: "ann".into(), reason: "test".into(), edits };
+        node.handle(at(1), Input::Submit { ticket: 1, transaction, wait: Wait::Local, deadline_ms: 1000 });
+    }
+    let out = node.handle(at(1), Input::Commit { room_bytes: 0 });
+    let entries = out.iter().find_map(|output| match output {
+        Output::Append(entries) => Some(entries.clone()),
+        _ => None,
+    });
+    let entries = entries.expect("they are written");
+    assert_eq!(entries.len(), 481, "one commit has them all");
+    let mut group = Vec::new();
+    for sealed in &entries {
+        crate::format::segment::append_frame(sealed, &mut group);
+        if sealed.signature().is_some() {
+            assert!(group.len() <= Limits::default().read_bytes, "{}", group.len());
+            group.clear();
+        }
+    }
+    assert!(group.is_empty());
+}
