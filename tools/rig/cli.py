@@ -14,6 +14,7 @@ from .progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "target/bench"
+PUBLISHED = ROOT / "src/docs/experiment"
 
 ABOUT = """\
 Measures how fast p2pdb is, next to what one would otherwise use, on this one machine.
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     seven.add_argument("--paper-runs", type=int, default=10, help="of each with the preset paper and with the conventional method (default: 10)")
     seven.add_argument("--extra-runs", type=int, default=10, help="of each further failure, and of the peers (default: 10)")
     seven.add_argument("--only", default=",".join(findings.PARTS), metavar="PARTS", help="of: %(default)s; what OUT has of the others stays in the report")
+    seven.add_argument("--publish", action="store_true", help="put the report into src/docs/experiment, too; what is there of parts that OUT lacks stays in it")
     seven.set_defaults(samples=100, slow_samples=3, interval_ms=20, rounds=2)
     seven.set_defaults(run=_experiment)
 
@@ -157,7 +159,8 @@ def _recovery(arguments: argparse.Namespace, progress: Progress) -> int:
 def _experiment(arguments: argparse.Namespace, progress: Progress) -> int:
     parts = _chosen(arguments.only, findings.PARTS)
     _need_root()
-    experiment.run(_bench(arguments, progress, findings.KEPT), arguments.runs, arguments.paper_runs, arguments.extra_runs, parts)
+    bench, published = _bench(arguments, progress, findings.KEPT), PUBLISHED if arguments.publish else None
+    experiment.run(bench, arguments.runs, arguments.paper_runs, arguments.extra_runs, parts, published)
     return 0
 
 

@@ -12,14 +12,16 @@ rest. "Alone" is what it takes to resume an original, put the procedure into it 
 import contextlib
 import csv
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from . import conventional, etcd, machine, namespaces, nfs, p2pdb, pacemaker, packages, paper_group, plot, recovery, report, starts, sync
 from .bench import Bench
 from .errors import RigError, Skipped
-from .findings import PARTS, Findings, Part
+from .findings import KEPT, PARTS, Findings, Part
 from .measure import Results
 from .paper_group import NAMES, NETWORK_RATE, PaperGroup
 from .recovery import Case
@@ -56,10 +58,11 @@ class Run:
         self.keep()
 
 
-def run(bench: Bench, runs: int, paper_runs: int, extra_runs: int, parts: list[str]) -> None:
-    """Measures parts; those that the folder has from before and that are not measured now stay in the report."""
+def run(bench: Bench, runs: int, paper_runs: int, extra_runs: int, parts: list[str], published: Path | None) -> None:
+    """Measures parts; those that the folder has from before and that are not measured now stay in the report. `published`: where the
+    report is to be put as well; what is there of parts that the folder lacks stays in it, too."""
     packages.ensure(paper_group.PROGRAMS, bench.progress)
-    findings = Findings(bench.folder)
+    findings = Findings(bench.folder, published)
     measures = {
         "sync": lambda _: sync.run(bench, ["p2pdb", "etcd", "nfs"]),
         "starts": lambda run: _measure_starts(bench, run, runs),
@@ -82,6 +85,8 @@ def run(bench: Bench, runs: int, paper_runs: int, extra_runs: int, parts: list[s
     bench.progress.clear()
     print("\n".join(_write(bench, findings)))
     print(f"\n{bench.folder / 'report.md'}")
+    if published:
+        _publish(bench.folder, published)
 
 
 def _measure_starts(bench: Bench, run: Run, runs: int) -> None:
@@ -153,11 +158,24 @@ def _add_papers_cases(run: Run, group: PaperGroup, preset: str, runs: int, failu
 # ---- the report ----
 
 
+def _publish(found: Path, published: Path) -> None:
+    """The report becomes the README of a folder, with what people have to say of it in front, from `remarks.md` there."""
+    for old in (*published.glob("why-*.txt"), *published.glob("*.svg")):
+        old.unlink()
+    for kept in (*found.glob("why-*.txt"), *found.glob("*.svg"), found / "samples.csv"):
+        shutil.copy(kept, published)
+    shutil.copytree(found / KEPT, published / KEPT, dirs_exist_ok=True)
+    title, rest = (found / "report.md").read_text(encoding="utf-8").split("\n", 1)
+    remarks = (published / "remarks.md").read_text(encoding="utf-8").split("\n", 1)[1].strip()
+    (published / "README.md").write_text(f"{title}\n\n{remarks}\n{rest}", encoding="utf-8")
+
+
 def _write(bench: Bench, found: Findings) -> list[str]:
     _write_samples(bench, found)
     for part in found.parts.values():
         for name, story in part.stories.items():
-            (bench.folder / f"why {name}.txt").write_text(story, encoding="utf-8")
+            slug = name.lower().replace(",", "").replace(" ", "-")
+            (bench.folder / f"why-{slug}.txt").write_text(story, encoding="utf-8")
     pictures = _plot(bench, found)
     lines = ["## How the goals stand", "", *_goals(found), ""]
     if found.results.latencies:

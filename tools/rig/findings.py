@@ -4,6 +4,7 @@ So parts can be measured one after the other, on different days, and one that is
 """
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -46,9 +47,14 @@ class Part:
 class Findings:
     """What was found so far: the parts, in their order."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, others: Path | None) -> None:
+        """Those in the folder; of parts that it lacks, those in the other one."""
         self._folder = folder / KEPT
         self._folder.mkdir(exist_ok=True)
+        for name in PARTS:
+            file = Path(KEPT) / f"{name}.json"
+            if others and (others / file).exists() and not (folder / file).exists():
+                shutil.copy(others / file, folder / file)
         self.parts = {name: Part.read(file) for name in PARTS if (file := self._folder / f"{name}.json").exists()}
 
     def put(self, name: str, part: Part) -> None:
