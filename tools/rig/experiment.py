@@ -270,9 +270,11 @@ def _goals(found: Findings) -> list[str]:
 
 
 def _from_certain(found: Findings, name: str, phase: str = "answering (log)") -> float | None:
-    """The recovery of the function, as the paper counts it: from the failure's being certain to the service's answering."""
-    certain, then = found.median(name, "certain"), found.median(name, phase)
-    return None if certain is None or then is None else then - certain
+    """The recovery of the function, as the paper counts it: from the failure's being certain to the service's answering. The median of the
+    runs' own differences, not the difference of two medians, which may be of different runs."""
+    case = found.case(name)
+    took = [phases[phase] - phases["certain"] for phases in case.runs if phase in phases and "certain" in phases] if case else []
+    return statistics.median(took) if took else None
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
