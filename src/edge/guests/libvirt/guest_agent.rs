@@ -5,13 +5,15 @@
 //! SCRIPT`, and answers one, `exit NUMBER CODE OUTPUT`, script and output in base64 (`tools/guest/run`). The number is new each time: an
 //! answer that nobody waited for must not be taken for that of another script.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::{Value, json};
 
 use super::connection::{Connection, LibvirtError};
@@ -159,16 +161,13 @@ fn ask_installer(socket: &Path, script: &str, patience: Duration) -> io::Result<
     let mut number = [0; 8];
     fill_random(&mut number).map_err(io::Error::other)?;
     let number = u64::from_ne_bytes(number).to_string();
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_write_timeout(Some(patience))?;
+    let mut channel = Channel::open(socket, deadline)?;
     // An empty line ends whatever somebody has left half said.
-    stream.write_all(format!("\n{number} {}\n", BASE64.encode(script)).as_bytes())?;
-    let mut answers = BufReader::new(stream);
+    channel.write_all(format!("\n{number} {}\n", BASE64.encode(script)).as_bytes())?;
+    let mut answers = BufReader::new(channel);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        answers.get_ref().set_read_timeout(Some(left))?;
         let mut line = String::new();
-        if io::Read::take(&mut answers, LINE_BYTES_MAX).read_line(&mut line)? == 0 {
+        if Read::take(&mut answers, LINE_BYTES_MAX).read_line(&mut line)? == 0 {
             return Err(io::Error::other("it was closed"));
         }
         if let ["exit", whose, status, output @ ..] = &line.split_whitespace().collect::<Vec<_>>()[..]
@@ -178,5 +177,101 @@ fn ask_installer(socket: &Path, script: &str, patience: Duration) -> io::Result<
             let output = BASE64.decode(output.first().unwrap_or(&"")).map_err(io::Error::other)?;
             return Ok(Ran { status, output: String::from_utf8_lossy(&output).into_owned() });
         }
+    }
+}
+
+/// The installer's channel until a deadline, however slowly the other end takes and gives.
+struct Channel {
+    stream: UnixStream,
+    deadline: Instant,
+}
+
+impl Channel {
+    /// A machine that stands still takes nobody, and its socket lets whoever comes wait.
+    fn open(path: &Path, deadline: Instant) -> io::Result<Self> {
+        let address = SocketAddrUnix::new(path)?;
+        loop {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            match connect(&socket, &address) {
+                Ok(()) => {
+                    let stream = UnixStream::from(socket);
+                    stream.set_nonblocking(false)?;
+                    return Ok(Self { stream, deadline });
+                }
+                Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(POLL_FIRST),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.deadline.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(Some(left)),
+        }
+    }
+}
+
+impl Read for Channel {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Channel {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(200);
+
+    fn not_in_time(socket: &Path) {
+        let begun = Instant::now();
+        let failed = run_by_channel(socket, ":", PATIENCE).map(|ran| ran.status).unwrap_err();
+        assert!(failed.contains("no answer in time"), "{failed}");
+        assert!(begun.elapsed() < 20 * PATIENCE, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_channel_that_takes_nobody_is_waited_for_no_longer_than_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("installer.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _first = UnixStream::connect(&path).unwrap();
+        not_in_time(&path);
+    }
+
+    #[test]
+    fn an_answer_that_comes_in_drops_is_waited_for_no_longer_than_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("installer.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let guest = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // Until nobody reads any more; far longer than anybody should.
+            for _ in 0..500 {
+                std::thread::sleep(Duration::from_millis(20));
+                if stream.write_all(b".").is_err() {
+                    return;
+                }
+            }
+        });
+        not_in_time(&path);
+        guest.join().unwrap();
     }
 }
