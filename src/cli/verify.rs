@@ -122,7 +122,7 @@ impl Verifier {
             && id.seq <= head.seq
         {
             // The same entry from another file, or one that the checkpoint stands for.
-            return match self.mark_of(id).is_none_or(|mark| mark == self.marker.hash_one(sealed.hash())) {
+            return match self.mark_of(id).is_none_or(|mark| mark == self.marker.hash_one(sealed.hash().0)) {
                 true => Ok(()),
                 false => Err(ChainError::Fork(id.clone())),
             };
@@ -151,7 +151,7 @@ impl Verifier {
 
     fn mark(&mut self, sealed: &Sealed) {
         let EntryId { stream, seq } = sealed.id();
-        let mark = self.marker.hash_one(sealed.hash());
+        let mark = self.marker.hash_one(sealed.hash().0);
         let runs = self.marks.entry(stream.clone()).or_default();
         match runs.last_entry() {
             Some(mut run) if run.key() + run.get().len() as u64 == *seq => run.get_mut().push(mark),

@@ -99,7 +99,7 @@ fn a_clock_that_was_a_year_ahead_makes_no_more_entries_that_nobody_takes() {
 fn what_a_server_writes_of_itself_waits_while_its_clock_is_days_ahead_of_all_others() {
     let mut node = lone(0);
     write(&mut node, at(0), added(file::SERVER, FOUNDING));
-    let mut tell = |node: &mut Node, wall_ms: u64| {
+    let tell = |node: &mut Node, wall_ms: u64| {
         for peer in [server("S2"), server("S3")] {
             let zero = Digest::ZERO;
             let beat = Beat { wall_ms, vector: zero, files: zero, lifecycle: Lifecycle::Operating };
@@ -123,10 +123,10 @@ fn what_a_server_writes_of_itself_waits_while_its_clock_is_days_ahead_of_all_oth
 fn a_group_of_entries_under_one_signature_fits_into_one_read() {
     let mut node = lone(0);
     write(&mut node, at(0), added(file::SERVER, FOUNDING));
-    let long = "x".repeat(400);
-    let small = (0..480).map(|number| vec![added("Notes", &format!("s{number}, {long}"))]);
+    let long = "x".repeat(177);
+    let small = (0..1000).map(|number| vec![added("Notes", &format!("s{number}, {long}"))]);
     let longest = "x".repeat(4000);
-    let large = (0..120).map(|number| added("Notes", &format!("l{number}, {longest}"))).collect();
+    let large = (0..129).map(|number| added("Notes", &format!("l{number}, {longest}"))).collect();
     for edits in small.chain([large]) {
         let transaction =
             Transaction { class: Class::Transmission, author: "ann".into(), reason: "test".into(), edits };
@@ -138,7 +138,7 @@ fn a_group_of_entries_under_one_signature_fits_into_one_read() {
         _ => None,
     });
     let entries = entries.expect("they are written");
-    assert_eq!(entries.len(), 481, "one commit has them all");
+    assert_eq!(entries.len(), 1001, "one commit has them all");
     let mut group = Vec::new();
     for sealed in &entries {
         crate::format::segment::append_frame(sealed, &mut group);
