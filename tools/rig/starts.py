@@ -3,17 +3,18 @@
 Method: machines of the image `full`, until the guest agent answers: from cold; resumed after having answered and been paused in memory,
 as p2pdb's originals are; restored from a state on disk; and restored from a state that is fetched from a file server over NFS version 4
 (ganesha on another host, read with libnfs), as in the paper's conventional method. Each for one machine and for two at once, on two
-hosts, as in the paper; each host has a core for itself, libvirtd and machines, as two hosts have. A start waits until the
-processors are idle, so that nothing of what came before it is measured with it.
+hosts, as in the paper; each host has one core for itself: whoever starts the machine, libvirtd and the machine, as on two hosts, of which
+one alone has no help of the other either. A start waits until the processors are idle, so that nothing of what came before it is
+measured with it.
 Of the two that are paused in memory the proportional set of their processes is taken, of the two on disk the size of their states.
 """
 
+import multiprocessing
 import os
 import statistics
-import subprocess
-import threading
 import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from . import machine, nfs, packages, recovery
@@ -45,41 +46,100 @@ class Starts:
         return statistics.median(values) if values else None
 
 
+class Host:
+    """A process of a host, on the host's core, that handles the host's machine as it is told to: by names of `ACTS`."""
+
+    def __init__(self, bench: Bench, libvirtd: Libvirtd, core: int) -> None:
+        self.name = f"guest-{libvirtd.host}"
+        self._orders, orders = multiprocessing.Pipe()
+        arguments = (bench, libvirtd, self.name, core, orders)
+        # Forked before there is a connection to libvirt, which could not be shared.
+        multiprocessing.get_context("fork").Process(target=_handle, args=arguments, daemon=True).start()
+        orders.close()
+        self.state = Path(self.do("begin"))
+
+    def order(self, act: str) -> None:
+        self._orders.send(act)
+
+    def answer(self) -> str:
+        try:
+            failed, told = self._orders.recv()
+        except EOFError:
+            failed, told = True, "its process has ended"
+        if failed:
+            raise RigError(f"{self.name}: {told}")
+        return told
+
+    def do(self, act: str) -> str:
+        self.order(act)
+        return self.answer()
+
+
+def _handle(bench: Bench, libvirtd: Libvirtd, name: str, core: int, orders: Connection) -> None:
+    os.sched_setaffinity(0, {core})
+    guest = None
+    while True:
+        try:
+            act = orders.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            guest = guest or Guest(bench, libvirtd, name)
+            ACTS[act](bench, guest)
+            orders.send((False, str(guest.state)))
+        except Exception as error:  # whatever it is, whoever waits for an answer gets one
+            orders.send((True, f"{act}: {error}"))
+
+
+def _fetch_and_restore(bench: Bench, guest: Guest) -> None:
+    fetched = guest.state.with_name("fetched")
+    fetched.unlink(missing_ok=True)
+    bench.processes.run([*recovery._enter(guest.host), tool("nfs-cp"), url(CLIENT, guest.name), str(fetched)])
+    guest.restore(fetched)
+
+
+# What a host does with its machine.
+ACTS = {
+    "begin": lambda _, guest: None,
+    "cold": lambda _, guest: guest.cold(),
+    "save": lambda _, guest: guest.save(),
+    "restore and pause": lambda _, guest: guest.restore_and_pause(),
+    "destroy": lambda _, guest: guest.destroy(),
+    "resumed": lambda _, guest: guest.resume(),
+    "from disk": lambda _, guest: guest.restore(),
+    "over NFS": _fetch_and_restore,
+}
+
+
 def measure(bench: Bench, runs: int) -> Starts:
+    packages.ensure(["python3-libvirt"], bench.progress)
     starts = Starts()
     cores = sorted(os.sched_getaffinity(0))
-    libvirtds = [Libvirtd(bench, host, cores[index % len(cores)]) for index, host in enumerate(HOSTS)]
-    guests = [Guest(bench, libvirtd, f"guest-{libvirtd.host}") for libvirtd in libvirtds]
+    placed = [(Libvirtd(bench, host, cores[index % len(cores)]), cores[index % len(cores)]) for index, host in enumerate(HOSTS)]
+    libvirtds = [libvirtd for libvirtd, _ in placed]
     try:
+        hosts = [Host(bench, libvirtd, core) for libvirtd, core in placed]
         share = share_on(bench, CLIENT)
         for number in range(max(1, runs // 3)):
             bench.progress.phase(f"from cold: {number + 1} of {max(1, runs // 3)}")
-            _time(starts, "one from cold", guests[:1], Guest.cold)
-            guests[0].save() if number == 0 else guests[0].destroy()
-        guests[1].cold()
-        guests[1].save()
-        _measure_cost(starts, libvirtds, guests)
+            _time(starts, "one from cold", hosts[:1], "cold")
+            hosts[0].do("save" if number == 0 else "destroy")
+        hosts[1].do("cold")
+        hosts[1].do("save")
+        _measure_cost(starts, libvirtds, hosts)
         if share is not None:
-            for guest in guests:
-                (share / guest.name).write_bytes(guest.state.read_bytes())
-
-        def over_nfs(guest: Guest) -> None:
-            fetched = guest.state.with_name("fetched")
-            fetched.unlink(missing_ok=True)
-            bench.processes.run([*recovery._enter(guest.host), tool("nfs-cp"), url(CLIENT, guest.name), str(fetched)])
-            guest.restore(fetched)
-
-        starters = {"resumed": Guest.resume, "from disk": Guest.restore, "over NFS": over_nfs}
+            for host in hosts:
+                (share / host.name).write_bytes(host.state.read_bytes())
         for number in range(runs):
             for count, word in ((1, "one"), (2, "two")):
                 bench.progress.phase(f"activation of {word}: {number + 1} of {runs}")
                 for way in WAYS if share is not None else WAYS[:2]:
-                    some = guests[:count]
+                    some = hosts[:count]
                     if way == "resumed":
-                        _all(some, Guest.restore_and_pause)
+                        _all(some, "restore and pause")
                     _wait_until_idle(bench)
-                    _time(starts, f"{word} {way}", some, starters[way])
-                    _all(some, Guest.destroy)
+                    _time(starts, f"{word} {way}", some, way)
+                    _all(some, "destroy")
     finally:
         for libvirtd in libvirtds:
             libvirtd.end()
@@ -111,18 +171,18 @@ def url(host: int, name: str) -> str:
     return f"nfs://{recovery._address(host)}/share/{name}?version=4"
 
 
-def _measure_cost(starts: Starts, libvirtds: list[Libvirtd], guests: list[Guest]) -> None:
-    _all(guests, Guest.restore_and_pause)
+def _measure_cost(starts: Starts, libvirtds: list[Libvirtd], hosts: list[Host]) -> None:
+    _all(hosts, "restore and pause")
     starts.memory_mib["resumed"] = sum(resident_mib(pid) for libvirtd in libvirtds for pid in libvirtd.processes())
-    _all(guests, Guest.destroy)
+    _all(hosts, "destroy")
     starts.memory_mib["from disk"] = 0
     for way in ("resumed", "from disk"):
-        starts.disk_mib[way] = sum(guest.state.stat().st_size for guest in guests) / (1 << 20)
+        starts.disk_mib[way] = sum(host.state.stat().st_size for host in hosts) / (1 << 20)
 
 
-def _all(guests: list[Guest], act) -> None:
-    for guest in guests:
-        act(guest)
+def _all(hosts: list[Host], act: str) -> None:
+    for host in hosts:
+        host.do(act)
 
 
 def _wait_until_idle(bench: Bench) -> None:
@@ -135,22 +195,11 @@ def _wait_until_idle(bench: Bench) -> None:
     bench.processes.wait_until("the processors are idle", is_idle, 60)
 
 
-def _time(starts: Starts, kind: str, guests: list[Guest], start) -> None:
+def _time(starts: Starts, kind: str, hosts: list[Host], act: str) -> None:
     """All at once; until the last one answers."""
-    failures: list[Exception] = []
-
-    def one(guest: Guest) -> None:
-        try:
-            start(guest)
-        except (RigError, subprocess.SubprocessError, OSError) as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=one, args=(guest,)) for guest in guests]
     begun = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise RigError(f"{kind}: {failures[0]}")
+    for host in hosts:
+        host.order(act)
+    for host in hosts:
+        host.answer()
     starts.samples.setdefault(kind, []).append((time.monotonic() - begun) * 1000)
