@@ -64,7 +64,7 @@ pub fn run(args: InitArgs, session: &mut Session) -> Outcome {
     let identity = args.server.identity(&directory)?;
     let now_ms = wall_clock_ms();
     let authority = Authority::generate(now_ms, AUTHORITY_VALIDITY_MS)?;
-    let credentials = new_credentials(&authority, &identity.name, VALIDITY_MS)?;
+    let credentials = new_credentials(&authority, &identity.name, VALIDITY_MS, None)?;
     create_directory(&directory)?;
     let certificates = CertificateDirectory::new(directory.join("certs"));
     certificates.store_authority(authority.certificate(), Some(&authority))?;

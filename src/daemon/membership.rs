@@ -22,7 +22,9 @@ use crate::core::lifecycle::Lifecycle;
 use crate::core::priority::Class;
 use crate::core::record::Record;
 use crate::core::schema::file;
-use crate::edge::certificate::{CertificateInfo, Credentials, SERVER_VALIDITY_MS, generate_key, issue_certificate};
+use crate::edge::certificate::{
+    CertificateInfo, Credentials, SERVER_VALIDITY_MS, generate_key, issue_certificate_after,
+};
 use crate::edge::clock::wall_ms;
 use crate::edge::control::{CertificateView, Response};
 use crate::edge::join::{JoinGrant, JoinRequest};
@@ -147,9 +149,15 @@ impl Daemon {
         } else if is_removed {
             members.clear();
         }
-        let revoked = files
-            .records_of(file::REVOKED)
-            .filter_map(|record| Some((ServerName::new(record.field(0)).ok()?, record.field(1).parse().ok()?)));
+        let servers = files.builtin(file::SERVER);
+        let revoked = files.records_of(file::REVOKED).filter_map(|record| {
+            let name = ServerName::new(record.field(0)).ok()?;
+            // Two clocks say when it was removed and when its certificate was issued. Of one that did not come back they do
+            // not matter: nothing of it counts.
+            let came_back = servers.is_some_and(|servers| servers.record(name.as_str()).is_some());
+            let until_ms = if came_back { record.field(1).parse().ok()? } else { u64::MAX };
+            Some((name, until_ms))
+        });
         self.world.mesh.set_revoked(revoked.collect());
         self.world.mesh.set_members(members);
         if is_removed {
@@ -211,6 +219,7 @@ impl Daemon {
             .records_of(file::SERVER)
             .filter_map(|record| Some((ServerName::new(record.field(0)).ok()?, record.field(2).parse().ok()?)));
         let members: Vec<_> = members.collect();
+        let revoked_ms = self.revoked_ms(name);
         let edits = match lost {
             Some(before) => {
                 let after = Record::of([name.as_str(), before.field(1), &listen]);
@@ -223,7 +232,7 @@ impl Daemon {
         };
         let reason = format!("{name} joins from {}", request.from);
         self.submit_management(&reason, edits, move |_, outcome| {
-            let answer = outcome.map(|_| JoinGrant { members }).map_err(|refusal| refusal.to_string());
+            let answer = outcome.map(|_| JoinGrant { members, revoked_ms }).map_err(|refusal| refusal.to_string());
             let _ = reply.send(answer);
         });
     }
@@ -259,7 +268,11 @@ impl Daemon {
             let rows = files.records_of(name).filter(|row| row.field(0) == key).cloned();
             edits.extend(rows.map(|row| Edit { file: builtin(name), change: Change::Del(row), bases: None }));
         }
-        let after = Record::of([key, &wall_ms().to_string()]);
+        // Later than every certificate of it that is known here, whoever's clock was ahead when that was issued.
+        let links = self.world.mesh.links();
+        let shown_ms = links.iter().find(|link| link.peer == *name).map_or(0, |link| link.certificate_issued_ms);
+        let before_ms = self.revoked_ms(name).map_or(0, |revoked_ms| revoked_ms.saturating_add(1));
+        let after = Record::of([key, &wall_ms().max(shown_ms).max(before_ms).to_string()]);
         let before = files.builtin(file::REVOKED).and_then(|revoked| revoked.record(key)).cloned();
         let change = match before {
             Some(before) => Change::Mod { before, after },
@@ -267,6 +280,12 @@ impl Daemon {
         };
         edits.push(Edit { file: builtin(file::REVOKED), change, bases: None });
         Ok(Transaction { class: Class::Management, author, reason, edits })
+    }
+
+    /// When a server was removed, if it ever was: only certificates that say that they were issued later count.
+    fn revoked_ms(&self, name: &ServerName) -> Option<u64> {
+        let revoked = self.node.files().builtin(file::REVOKED)?;
+        revoked.record(name.as_str())?.field(1).parse().ok()
     }
 
     pub(super) fn submit_management(
@@ -322,7 +341,9 @@ impl Daemon {
             Ok(Some(authority)) => {
                 let name = &self.config.name;
                 let public_key = key.verifying_key().to_bytes();
-                let issued = issue_certificate(&authority, name, &public_key, wall_ms(), SERVER_VALIDITY_MS);
+                let revoked_ms = self.revoked_ms(name);
+                let issued =
+                    issue_certificate_after(&authority, name, &public_key, wall_ms(), SERVER_VALIDITY_MS, revoked_ms);
                 let answer = match issued {
                     Ok(der) => self.take_certificate(&der, key),
                     Err(error) => Response::failed(error.to_string(), ""),
@@ -381,7 +402,8 @@ impl Daemon {
         }
         let authority = self.certificates.load_authority().map_err(|error| error.to_string())?;
         let authority = authority.ok_or("this server does not hold the CA key")?;
-        issue_certificate(&authority, peer, &public_key, wall_ms(), SERVER_VALIDITY_MS)
+        let revoked_ms = self.revoked_ms(peer);
+        issue_certificate_after(&authority, peer, &public_key, wall_ms(), SERVER_VALIDITY_MS, revoked_ms)
             .map(|der| der.to_vec())
             .map_err(|error| error.to_string())
     }

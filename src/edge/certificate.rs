@@ -134,7 +134,7 @@ impl Authority {
     pub fn generate(now_ms: u64, validity_ms: u64) -> Result<Self, CertificateError> {
         let key = generate_key()?;
         let cluster = ClusterId::of_public_key(&public_key_info(&key.verifying_key().to_bytes()));
-        let mut parameters = parameters(&format!("p2pdb cluster {cluster}"), now_ms, validity_ms)?;
+        let mut parameters = parameters(&format!("p2pdb cluster {cluster}"), now_ms, now_ms, validity_ms)?;
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let certificate = parameters.self_signed(&Ed25519Signer(&key)).map_err(issue_error)?;
@@ -187,8 +187,22 @@ pub fn issue_certificate(
     now_ms: u64,
     validity_ms: u64,
 ) -> Result<CertificateDer<'static>, CertificateError> {
+    issue_certificate_after(authority, name, public_key, now_ms, validity_ms, None)
+}
+
+/// As `issue_certificate`, for a name whose certificates issued at or before `revoked_ms` are refused. That time may be of a
+/// clock that was ahead: the new one says that it was issued later, and is valid from now on all the same.
+pub fn issue_certificate_after(
+    authority: &Authority,
+    name: &ServerName,
+    public_key: &[u8; 32],
+    now_ms: u64,
+    validity_ms: u64,
+    revoked_ms: Option<u64>,
+) -> Result<CertificateDer<'static>, CertificateError> {
+    let issued_ms = now_ms.max(revoked_ms.map_or(0, |revoked_ms| revoked_ms.saturating_add(1)));
     VerifyingKey::from_bytes(public_key).map_err(|_| CertificateError::Issue("this is no Ed25519 key".into()))?;
-    let mut parameters = parameters(name.as_str(), now_ms, validity_ms)?;
+    let mut parameters = parameters(name.as_str(), issued_ms, now_ms, validity_ms)?;
     let san = name.as_str().try_into().map_err(issue_error)?;
     parameters.subject_alt_names = vec![SanType::DnsName(san)];
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -417,7 +431,12 @@ fn check_signature(
     key.verify_strict(body, &signature).map_err(|_| foreign())
 }
 
-fn parameters(common_name: &str, now_ms: u64, validity_ms: u64) -> Result<CertificateParams, CertificateError> {
+fn parameters(
+    common_name: &str,
+    issued_ms: u64,
+    now_ms: u64,
+    validity_ms: u64,
+) -> Result<CertificateParams, CertificateError> {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     // A generalized time ends with the year 9999.
     let last_ms = 253_000_000_000_000;
@@ -425,7 +444,7 @@ fn parameters(common_name: &str, now_ms: u64, validity_ms: u64) -> Result<Certif
     let mut serial = [0; 16];
     fill_random(&mut serial[9..])?;
     serial[0] = SERIAL_MARK;
-    serial[1..9].copy_from_slice(&now_ms.to_be_bytes());
+    serial[1..9].copy_from_slice(&issued_ms.to_be_bytes());
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
     let mut parameters = CertificateParams::default();
@@ -558,6 +577,22 @@ mod tests {
             assert_eq!(made.info.expires_ms, (NOW_MS + SERVER_VALIDITY_MS) / 1000 * 1000);
             assert_eq!(made.info.public_key, made.key.verifying_key().to_bytes());
         }
+    }
+
+    #[test]
+    fn a_certificate_of_a_name_that_was_revoked_is_newer_and_valid_at_once() {
+        let authority = Authority::generate(NOW_MS, AUTHORITY_VALIDITY_MS).unwrap();
+        let public_key = generate_key().unwrap().verifying_key().to_bytes();
+        let issued = |revoked_ms| {
+            let der =
+                issue_certificate_after(&authority, &name("mail"), &public_key, NOW_MS, SERVER_VALIDITY_MS, revoked_ms);
+            verify_server_certificate(&der.unwrap(), authority.certificate()).unwrap()
+        };
+        assert_eq!(issued(None).issued_ms, NOW_MS);
+        assert_eq!(issued(Some(NOW_MS - 1)).issued_ms, NOW_MS);
+        let ahead = issued(Some(NOW_MS + 2 * DAY_MS));
+        assert_eq!(ahead.issued_ms, NOW_MS + 2 * DAY_MS + 1);
+        assert_eq!(ahead.expires_ms, issued(None).expires_ms);
     }
 
     #[test]

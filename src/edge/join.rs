@@ -26,8 +26,7 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::certificate::{
-    Authority, AuthorityCertificate, CertificateError, CertificateInfo, Credentials, generate_key, issue_certificate,
-    verify_server_certificate,
+    Authority, AuthorityCertificate, CertificateError, Credentials, generate_key, issue_certificate_after,
 };
 use super::link::{CloseCode, FrameReader, Refusal, describe, within, write_frame};
 use super::quic::JoinHandler;
@@ -55,9 +54,6 @@ pub struct JoinRequest {
     pub listen: SocketAddr,
     /// Where the request came from.
     pub from: SocketAddr,
-    /// The certificate that it will get if admitted.
-    pub certificate: CertificateDer<'static>,
-    pub info: CertificateInfo,
 }
 
 /// What an admitted server is told.
@@ -65,6 +61,8 @@ pub struct JoinRequest {
 pub struct JoinGrant {
     /// Whom to link with.
     pub members: Vec<(ServerName, SocketAddr)>,
+    /// Certificates of this name issued at or before this time (ms since the Unix epoch) are refused: it was removed then.
+    pub revoked_ms: Option<u64>,
 }
 
 /// Asks the daemon whether it admits a server; it has five seconds. `Err` is the reason shown to the operator of the
@@ -146,22 +144,17 @@ impl JoinServer {
         request.verify(connection)?;
         let now_ms = wall_clock_ms();
         let token = self.tokens.take(&request.secret, now_ms).map_err(|error| error.to_string())?;
-        let issued = issue_certificate(authority, &request.name, &request.public_key, now_ms, self.validity_ms)
-            .and_then(|der| Ok((verify_server_certificate(&der, authority.certificate())?, der)));
-        let (info, certificate) = issued.map_err(|error| error.to_string())?;
         let from = connection.remote_address();
-        let asked = JoinRequest {
-            name: request.name.clone(),
-            listen: request.listen,
-            from,
-            certificate: certificate.clone(),
-            info,
-        };
+        let asked = JoinRequest { name: request.name.clone(), listen: request.listen, from };
         match tokio::time::timeout(STEP_LIMIT, (self.admit)(asked)).await {
-            Ok(Ok(grant)) => {
+            Ok(Ok(JoinGrant { members, revoked_ms })) => {
                 token.spend();
-                info!(name = %request.name, %from, "a server joins");
-                Ok(Answer::Granted { ca: authority.certificate().der().clone(), certificate, members: grant.members })
+                let (name, public_key) = (&request.name, &request.public_key);
+                let certificate =
+                    issue_certificate_after(authority, name, public_key, now_ms, self.validity_ms, revoked_ms)
+                        .map_err(|error| error.to_string())?;
+                info!(%name, %from, "a server joins");
+                Ok(Answer::Granted { ca: authority.certificate().der().clone(), certificate, members })
             }
             Ok(Err(reason)) => match token.give_back() {
                 Ok(()) => Err(reason),

@@ -267,8 +267,8 @@ impl Mesh {
         link.ok_or(SendError::NotLinked)?.push(channel, frame)
     }
 
-    /// Refuses each named server's certificates issued at or before a time (ms since the Unix epoch) and closes the
-    /// links that rest on one. Replaces the list given before.
+    /// Refuses each named server's certificates issued at or before a time (ms since the Unix epoch; `u64::MAX`: all of
+    /// them) and closes the links that rest on one. Replaces the list given before.
     pub fn set_revoked(&self, revoked: BTreeMap<ServerName, u64>) {
         self.shared.revocations.set(revoked);
         self.shared.close_links(CloseCode::Revoked, "the certificate is revoked", |link| {

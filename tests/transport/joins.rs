@@ -40,7 +40,7 @@ async fn join_side(cluster: &Cluster, holds_key: bool) -> JoinSide {
             Box::pin(async move {
                 match request.name.as_str() {
                     "taken" => Err("the name 'taken' is taken".into()),
-                    _ => Ok(JoinGrant { members }),
+                    _ => Ok(JoinGrant { members, revoked_ms: None }),
                 }
             })
         }),
