@@ -307,9 +307,15 @@ impl Daemon {
 
     /// Renews this server's certificate long before it expires, and raises an alarm if nobody can.
     pub(super) fn renew_in_time(&mut self) {
-        let left_ms = self.identity.info().expires_ms.saturating_sub(wall_ms());
+        if self.node.clock_off().is_some() {
+            // A clock that is wrong does not tell how long a certificate is good.
+            return;
+        }
+        let (info, now_ms) = (self.identity.info(), wall_ms());
+        let left_ms = info.expires_ms.saturating_sub(now_ms);
         let now_us = self.clock.now().monotonic_us;
-        if left_ms < RENEW_BEFORE_MS && self.rotation.is_none() && now_us >= self.next_renewal_us {
+        let is_due = left_ms < RENEW_BEFORE_MS || now_ms < info.valid_from_ms;
+        if is_due && self.rotation.is_none() && now_us >= self.next_renewal_us {
             self.next_renewal_us = now_us + RENEW_EVERY_US;
             info!(days_left = left_ms / DAY_MS, "the certificate is to be renewed");
             // Nobody waits for the answer: what is left tells.
@@ -344,9 +350,10 @@ impl Daemon {
                 let revoked_ms = self.revoked_ms(name);
                 let issued =
                     issue_certificate_after(&authority, name, &public_key, wall_ms(), SERVER_VALIDITY_MS, revoked_ms);
-                let answer = match issued {
-                    Ok(der) => self.take_certificate(&der, key),
-                    Err(error) => Response::failed(error.to_string(), ""),
+                let usable = issued.map_err(|error| error.to_string()).and_then(|der| self.usable(&der, key));
+                let answer = match usable {
+                    Ok(credentials) => self.take_certificate(credentials),
+                    Err(why) => Response::failed(format!("the new certificate cannot be used: {why}"), ""),
                 };
                 let _ = reply.send(answer);
             }
@@ -373,18 +380,22 @@ impl Daemon {
     }
 
     pub(super) fn certificate_arrived(&mut self, peer: ServerName, result: Result<Vec<u8>, String>) {
+        let Some(key) = self.rotation.as_ref().map(|rotation| rotation.key.clone()) else { return };
+        let why = match result.and_then(|der| self.usable(&der, key)) {
+            Ok(credentials) => {
+                let Some(Rotation { reply, .. }) = self.rotation.take() else { return };
+                let _ = reply.send(self.take_certificate(credentials));
+                return;
+            }
+            Err(why) => why,
+        };
+        // What cannot be used is no answer for all: another server may have a better one.
         let Some(rotation) = &mut self.rotation else { return };
-        rotation.open.retain(|name| *name != peer);
-        match result {
-            Err(why) => {
-                rotation.refusals.push(format!("{peer}: {why}"));
-                self.continue_rotation();
-            }
-            Ok(der) => {
-                let Some(Rotation { key, reply, .. }) = self.rotation.take() else { return };
-                let _ = reply.send(self.take_certificate(&der, key));
-            }
+        if rotation.open.contains(&peer) {
+            rotation.open.retain(|name| *name != peer);
+            rotation.refusals.push(format!("{peer}: {why}"));
         }
+        self.continue_rotation();
     }
 
     pub(super) fn issue_for_peer(&mut self, peer: ServerName, request: &[u8]) {
@@ -400,6 +411,7 @@ impl Daemon {
         if !self.node.others().contains(peer) {
             return Err(format!("{peer} is not a member"));
         }
+        self.trust_clock()?;
         let authority = self.certificates.load_authority().map_err(|error| error.to_string())?;
         let authority = authority.ok_or("this server does not hold the CA key")?;
         let revoked_ms = self.revoked_ms(peer);
@@ -408,17 +420,38 @@ impl Daemon {
             .map_err(|error| error.to_string())
     }
 
+    /// A server whose clock is wrong issues no certificates and takes none.
+    fn trust_clock(&self) -> Result<(), String> {
+        match self.node.clock_off() {
+            Some(offset_ms) => Err(format!("the clock of {} is {offset_ms} ms off from the others'", self.config.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// A new certificate with its key, if it is this server's and is good now: by the clock here, and by that of somebody
+    /// who is linked. One whose time has not come would cut this server off.
+    fn usable(&self, der: &[u8], key: SigningKey) -> Result<Credentials, String> {
+        self.trust_clock()?;
+        let credentials = Credentials::new(der, key, &self.ca).map_err(|error| error.to_string())?;
+        let info = &credentials.info;
+        if info.name != self.config.name {
+            return Err(format!("it is for the server '{}'", info.name));
+        }
+        let now_ms = wall_ms();
+        let is_valid = |offset_ms: i64| info.is_valid_at(now_ms.saturating_add_signed(offset_ms));
+        let offsets_ms: Vec<i64> = self.node.sync().peers().filter_map(|(_, peer)| peer.clock_offset_ms).collect();
+        let somebody_takes_it = offsets_ms.is_empty() || offsets_ms.iter().any(|offset_ms| is_valid(*offset_ms));
+        if is_valid(0) && somebody_takes_it {
+            return Ok(credentials);
+        }
+        Err("its time has not come or is over; a clock is wrong, here or where it was issued".into())
+    }
+
     /// Stores a new certificate, links with it and signs with it: a new run begins.
-    fn take_certificate(&mut self, der: &[u8], key: SigningKey) -> Response {
-        let seed = key.to_bytes();
-        let taken = Credentials::new(der, key, &self.ca).and_then(|credentials| {
-            self.certificates.store_credentials(&credentials)?;
-            Ok(credentials)
-        });
-        let credentials = match taken {
-            Ok(credentials) => credentials,
-            Err(error) => return Response::failed(format!("the new certificate cannot be used: {error}"), ""),
-        };
+    fn take_certificate(&mut self, credentials: Credentials) -> Response {
+        if let Err(error) = self.certificates.store_credentials(&credentials) {
+            return Response::failed(format!("the new certificate cannot be used: {error}"), "");
+        }
         let run = match next_run(&self.config.directory, self.node.durable().last_run(&self.config.name)) {
             Ok(run) => run,
             Err(error) => return Response::failed(error.to_string(), ""),
@@ -426,7 +459,8 @@ impl Daemon {
         if let Err(error) = self.world.mesh.rotate(&credentials) {
             return Response::failed(format!("the new certificate cannot be used: {error}"), "");
         }
-        self.input(Input::Identity { certificate: der.into(), key: seed, run });
+        let key = credentials.key.to_bytes();
+        self.input(Input::Identity { certificate: credentials.certificate.as_ref().into(), key, run });
         info!("certificate rotated");
         Response::Certificate(self.certificate_view())
     }

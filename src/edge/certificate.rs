@@ -84,12 +84,21 @@ pub struct CertificateInfo {
     pub public_key: [u8; 32],
     /// When it was issued, in ms since the Unix epoch.
     pub issued_ms: u64,
+    /// When it begins to be accepted by TLS, in ms since the Unix epoch.
+    pub valid_from_ms: u64,
     /// When it stops being accepted by TLS, in ms since the Unix epoch.
     pub expires_ms: u64,
     /// Lower-case hexadecimal.
     pub serial: String,
     /// BLAKE3 of the DER form.
     pub fingerprint: Digest,
+}
+
+impl CertificateInfo {
+    /// Whether TLS accepts it where the clock says `now_ms`, in ms since the Unix epoch.
+    pub fn is_valid_at(&self, now_ms: u64) -> bool {
+        (self.valid_from_ms..self.expires_ms).contains(&now_ms)
+    }
 }
 
 /// The cluster CA's certificate: what everyone in the cluster trusts.
@@ -240,11 +249,14 @@ pub fn verify_server_certificate(der: &[u8], ca: &AuthorityCertificate) -> Resul
     };
     let issued: [u8; 8] = issued.try_into().map_err(|_| malformed("its serial number holds no issue time"))?;
     let issued_ms = u64::from_be_bytes(issued);
-    let expires_ms = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0).saturating_mul(1000);
+    let at = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
+    let validity = certificate.validity();
+    let (valid_from_ms, expires_ms) = (at(validity.not_before.timestamp()), at(validity.not_after.timestamp()));
     Ok(CertificateInfo {
         name,
         public_key: public_key(&certificate)?.to_bytes(),
         issued_ms,
+        valid_from_ms,
         expires_ms,
         serial: serial.iter().map(|byte| format!("{byte:02x}")).collect(),
         fingerprint: Digest(*blake3::hash(der).as_bytes()),
@@ -593,6 +605,8 @@ mod tests {
         let ahead = issued(Some(NOW_MS + 2 * DAY_MS));
         assert_eq!(ahead.issued_ms, NOW_MS + 2 * DAY_MS + 1);
         assert_eq!(ahead.expires_ms, issued(None).expires_ms);
+        assert!(ahead.is_valid_at(NOW_MS) && ahead.is_valid_at(NOW_MS - DAY_MS + 1000));
+        assert!(!ahead.is_valid_at(NOW_MS - DAY_MS - 1000) && !ahead.is_valid_at(NOW_MS + SERVER_VALIDITY_MS));
     }
 
     #[test]
