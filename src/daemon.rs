@@ -379,7 +379,11 @@ impl Daemon {
             // Whoever asked may have gone; then nobody needs the answer.
             Command::Read { file, reply } => drop(reply.send(FileSnapshot::of(self.node.files(), &file))),
             Command::Conflicts { file, reply } => drop(reply.send(self.conflicts(file.as_ref()))),
-            Command::Watch { files, changes } => self.watchers.push((files, changes)),
+            Command::Watch { files, changes } => {
+                // Who goes and comes again is not to be told of twice.
+                self.watchers.retain(|(_, changes)| !changes.is_closed());
+                self.watchers.push((files, changes));
+            }
             Command::Admit(admit) => self.admit(admit),
         }
     }
