@@ -30,6 +30,7 @@ use super::certificate::{
 };
 use super::link::{CloseCode, FrameReader, Refusal, describe, within, write_frame};
 use super::quic::JoinHandler;
+use super::sources::Sources;
 use super::tls::{TLS_SERVER_NAME, TlsError, join_client_config, wall_clock_ms};
 use super::token::{SECRET_BYTES, Token, TokenStore};
 use crate::core::id::{ClusterId, ServerName};
@@ -44,7 +45,8 @@ const EXPORTER_LABEL: &[u8] = b"EXPORTER-p2pdb-join-v1";
 const STEP_LIMIT: Duration = Duration::from_secs(5);
 /// The server reads, decides and answers, each within its limit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
-const JOINS_AT_ONCE: usize = 8;
+const JOINS_AT_ONCE: usize = 64;
+const JOINS_OF_SOURCE_MAX: usize = 8;
 
 /// Who asks to join, checked as far as this module can: the token is good and taken, the key is the asker's own.
 #[derive(Debug, Clone)]
@@ -89,12 +91,14 @@ impl JoinServer {
     pub fn into_handler(self) -> JoinHandler {
         let server = Arc::new(self);
         let room = Arc::new(Semaphore::new(JOINS_AT_ONCE));
+        let sources = Sources::default();
         Arc::new(move |connection| {
-            let (server, room) = (server.clone(), room.clone());
+            let (server, room, sources) = (server.clone(), room.clone(), sources.clone());
             Box::pin(async move {
-                match room.try_acquire() {
-                    Ok(_held) => server.serve(connection).await,
-                    Err(_) => connection.close(CloseCode::Join.number(), b"too many servers join at once; try again"),
+                let counted = sources.enter(connection.remote_address().ip(), JOINS_OF_SOURCE_MAX);
+                match (room.try_acquire(), counted) {
+                    (Ok(_held), Some(_counted)) => server.serve(connection).await,
+                    _ => connection.close(CloseCode::Join.number(), b"too many servers join at once; try again"),
                 }
             })
         })
