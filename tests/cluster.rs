@@ -205,6 +205,23 @@ fn a_token_is_good_for_one_server_and_for_its_time() {
 }
 
 #[test]
+fn a_join_that_was_cut_off_is_repeated_with_another_token() {
+    let mut cluster = Cluster::of(1);
+    let second = cluster.plan("S2");
+    cluster.enrol(&second, Some(&cluster.token())).ok();
+    // The settings are written last.
+    fs::remove_file(second.dir.join("p2pdb.toml")).unwrap();
+    let other = Cluster::of(1);
+    cluster.enrol(&second, Some(&other.token())).fails_saying(&["is not empty"]);
+    cluster.enrol(&second, Some(&cluster.token())).ok();
+    cluster.adopt(second).start();
+    cluster.wait_operating();
+    let again = cluster.enrol(cluster.server("S2"), Some(&cluster.token()));
+    again.fails_saying(&["is not empty"]);
+    cluster.finish();
+}
+
+#[test]
 fn a_token_of_another_cluster_and_a_peer_that_is_not_there_are_told() {
     let ours = Cluster::of(1);
     let theirs = Cluster::of(1);

@@ -317,6 +317,11 @@ impl CertificateDirectory {
         self.path.join("ca.key").exists()
     }
 
+    /// Whether there is no certificate and no key here.
+    pub fn is_blank(&self) -> bool {
+        ["ca.crt", "ca.key", "server.crt", "server.key"].iter().all(|name| !self.file(name).exists())
+    }
+
     /// Reads the CA with its key; `None` on a server that does not hold `ca.key`.
     pub fn load_authority(&self) -> Result<Option<Authority>, CertificateError> {
         let path = self.file("ca.key");
