@@ -125,7 +125,10 @@ impl Daemon {
             Some(before) if self.node.lifecycle() >= Lifecycle::Ready && before.field(2) != listen => {
                 let after = Record::of([name.as_str(), before.field(1), &listen]);
                 let edit = Edit { file: builtin(file::SERVER), change: Change::Mod { before, after }, bases: None };
-                self.submit_management("its daemon listens elsewhere now", vec![edit], |_, _| {});
+                self.submit_management("its daemon listens elsewhere now", vec![edit], |daemon, outcome| {
+                    // Nobody else says it, and nobody dials it until it is said.
+                    daemon.address_untold = outcome.is_err();
+                });
             }
             _ => {}
         }
