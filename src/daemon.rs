@@ -138,6 +138,8 @@ pub struct Daemon {
     links: BTreeMap<ServerName, status::LinkHistory>,
     rotation: Option<membership::Rotation>,
     next_renewal_us: u64,
+    /// To tell the others of a new address was refused; it is tried again.
+    address_untold: bool,
     early_joins: Vec<membership::EarlyJoin>,
     alarms_since_ms: BTreeMap<String, u64>,
     lifecycle_since_ms: u64,
@@ -285,6 +287,9 @@ impl Daemon {
         self.renew_in_time();
         self.continue_rotation();
         self.keep_original_rows();
+        if std::mem::take(&mut self.address_untold) {
+            self.found_or_update_own_record();
+        }
         self.sample_load();
         self.watchers.retain(|(_, changes)| !changes.is_closed());
     }
@@ -376,7 +381,11 @@ impl Daemon {
             // Whoever asked may have gone; then nobody needs the answer.
             Command::Read { file, reply } => drop(reply.send(FileSnapshot::of(self.node.files(), &file))),
             Command::Conflicts { file, reply } => drop(reply.send(self.conflicts(file.as_ref()))),
-            Command::Watch { files, changes } => self.watchers.push((files, changes)),
+            Command::Watch { files, changes } => {
+                // Who goes and comes again is not to be told of twice.
+                self.watchers.retain(|(_, changes)| !changes.is_closed());
+                self.watchers.push((files, changes));
+            }
             Command::Admit(admit) => self.admit(admit),
         }
     }

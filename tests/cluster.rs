@@ -14,6 +14,7 @@ use harness::writer::Writer;
 use harness::{Cluster, Server, p2pdb, wait_until};
 use p2pdb::core::io::Wait;
 use p2pdb::core::lifecycle::Lifecycle;
+use p2pdb::edge::clock::wall_ms;
 use p2pdb::edge::control::LinkState;
 
 /// Two transactions that fill about half a MiB of log and leave the files as they were.
@@ -204,6 +205,23 @@ fn a_token_is_good_for_one_server_and_for_its_time() {
 }
 
 #[test]
+fn a_join_that_was_cut_off_is_repeated_with_another_token() {
+    let mut cluster = Cluster::of(1);
+    let second = cluster.plan("S2");
+    cluster.enrol(&second, Some(&cluster.token())).ok();
+    // The settings are written last.
+    fs::remove_file(second.dir.join("p2pdb.toml")).unwrap();
+    let other = Cluster::of(1);
+    cluster.enrol(&second, Some(&other.token())).fails_saying(&["is not empty"]);
+    cluster.enrol(&second, Some(&cluster.token())).ok();
+    cluster.adopt(second).start();
+    cluster.wait_operating();
+    let again = cluster.enrol(cluster.server("S2"), Some(&cluster.token()));
+    again.fails_saying(&["is not empty"]);
+    cluster.finish();
+}
+
+#[test]
 fn a_token_of_another_cluster_and_a_peer_that_is_not_there_are_told() {
     let ours = Cluster::of(1);
     let theirs = Cluster::of(1);
@@ -287,6 +305,51 @@ fn a_removed_server_is_refused_by_all_at_once_and_told_so() {
     cluster.enrol(removed, Some(&token)).ok();
     removed.start();
     cluster.wait_operating();
+    cluster.finish();
+}
+
+#[test]
+fn a_removed_server_stays_out_and_may_join_again_whatever_the_clocks_said() {
+    let cluster = Cluster::of(3);
+    let removed = cluster.server("S3");
+    let rest = &cluster.servers()[..2];
+    let first = &rest[0];
+    // It does not hear of its removal, and would link as if nothing had been.
+    removed.kill();
+    first.cli(&["remove", "S3", "--reason", "stolen"]).ok();
+    let is_revoked = |row: &String| row.starts_with("S3, ");
+    let revoke_at = |time_ms: u64| {
+        let before = first.show("Revoked").into_iter().find(is_revoked).expect("it is revoked");
+        let after = format!("S3, {time_ms}");
+        first.cli(&["files", "mod", "Revoked", &before, &after, "--wait", "all"]).ok();
+    };
+    // The clock by which it was removed was far behind the one by which its certificate was issued.
+    revoke_at(1);
+    rest.iter().for_each(Server::stop);
+    rest.iter().for_each(Server::start);
+    wait_until("they are linked again", || first.link("S2") == Some(LinkState::Up));
+    first.add("Notes", "not-for-it, 1");
+    removed.start();
+    wait_until("it is refused", || removed.has_alarm("the others refuse its certificate"));
+    assert_eq!(first.link("S3"), None);
+    assert!(removed.show("Notes").is_empty());
+
+    // Now the clock by which it was removed was ahead, and it joins again.
+    revoke_at(wall_ms() + 3_600_000);
+    removed.kill();
+    fs::remove_dir_all(&removed.dir).unwrap();
+    cluster.enrol(removed, Some(&cluster.token())).ok();
+    removed.start();
+    cluster.wait_operating();
+    removed.cli(&["cert", "rotate"]).ok();
+    cluster.wait_operating();
+    // Removed once more, with a clock that is behind all that.
+    first.cli(&["remove", "S3"]).ok();
+    wait_until("it is out", || removed.has_alarm("removed"));
+    let row = first.show("Revoked").into_iter().find(is_revoked).expect("it is revoked");
+    let revoked_ms: u64 = row.strip_prefix("S3, ").and_then(|time| time.parse().ok()).expect("a time");
+    assert!(revoked_ms > wall_ms() + 3_000_000, "its certificate is from after that: {row}");
+    removed.stop();
     cluster.finish();
 }
 

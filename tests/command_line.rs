@@ -116,6 +116,31 @@ fn what_root_makes_in_a_directory_of_another_user_belongs_to_that_user() {
 }
 
 #[test]
+fn an_init_that_was_cut_off_is_repeated_with_the_same_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("S1");
+    let cut_off = |files: &[&str]| files.iter().for_each(|file| std::fs::remove_file(directory.join(file)).unwrap());
+    init(&directory);
+    let key = || std::fs::read(directory.join("certs/ca.key")).unwrap();
+    let before = key();
+    cut_off(&["p2pdb.toml"]);
+    init(&directory);
+    assert_eq!(key(), before);
+    cut_off(&["p2pdb.toml", "founding", "certs/server.key", "certs/server.crt"]);
+    init(&directory);
+    assert_eq!(key(), before);
+    p2pdb(&["cert", "show", "--dir", text(&directory)]).success().stdout(starts_with("server       S1\n"));
+    assert!(directory.join("founding").exists());
+    // Not as another server, and not where there is more than that.
+    cut_off(&["p2pdb.toml"]);
+    let other = ["init", "--name", "S2", "--listen", "127.0.0.1:7401", "--dir", text(&directory)];
+    p2pdb(&other).code(2).stderr(contains("a server named S1 was begun here"));
+    std::fs::create_dir(directory.join("Diff.dat")).unwrap();
+    p2pdb(&other).code(2).stderr(contains("is not empty"));
+    assert_eq!(key(), before);
+}
+
+#[test]
 fn wrong_addresses_and_names_are_told_before_anything_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("S1");

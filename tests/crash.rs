@@ -16,6 +16,7 @@ use harness::disk::Disk;
 use harness::writer::{Promise, Writer};
 use harness::{Cluster, Server, skip, wait_until};
 use p2pdb::core::io::Wait;
+use p2pdb::edge::control::LinkState;
 
 fn duration() -> Duration {
     let seconds = std::env::var("P2PDB_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -247,6 +248,39 @@ fn a_daemon_started_on_a_full_disk_serves_what_it_has() {
     fs::remove_file(&ballast).unwrap();
     cluster.wait_operating();
     wait_until("it has caught up", || full.has("Notes", "elsewhere, 2"));
+    // That life had no room for a view; the next one has.
+    full.stop();
+    full.start();
+    cluster.wait_operating();
+    cluster.finish();
+}
+
+#[test]
+fn a_new_address_that_could_not_be_told_is_told_later() {
+    let mut cluster = Cluster::empty();
+    let disk = match Disk::tmpfs(&cluster.root, 12) {
+        Ok(disk) => disk,
+        Err(why) => return skip("new address on a full disk", why),
+    };
+    first_on_disk(&mut cluster, disk, |server| server.set("log", "segment_mib", "1"));
+    cluster.grow(2);
+    let (full, other) = (cluster.server("S1"), cluster.server("S2"));
+    let address = std::net::SocketAddr::new(full.address.ip(), full.address.port() + 50).to_string();
+    // It holds from the next start on.
+    full.set("", "listen", &format!("\"{address}\""));
+    let ballast = cluster.root.join("disk/ballast");
+    fill(&ballast);
+    let writer = Writer::start(full, "Load", "n", &"x".repeat(200), Wait::Local);
+    wait_until("an edit is refused", || writer.refusals().iter().any(|text| text.contains("disk is full")));
+    writer.finish();
+    full.kill();
+    full.start();
+    let is_told = || other.show("Server").iter().any(|row| row.contains(&address));
+    wait_until("it is linked, and could not write", || {
+        full.link("S2") == Some(LinkState::Up) && (is_told() || full.status().is_some_and(|status| status.disk.full))
+    });
+    fs::remove_file(&ballast).unwrap();
+    wait_until("the other is told", is_told);
     // That life had no room for a view; the next one has.
     full.stop();
     full.start();

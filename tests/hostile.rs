@@ -396,6 +396,36 @@ async fn a_member_that_asks_for_everything_again_and_again_starves_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_no_certificate_does_not_end_the_wait_for_one() {
+    let mut cluster = Cluster::empty();
+    for name in ["S1", "S2"] {
+        let server = cluster.add(name);
+        server.set("network", "idle_timeout_ms", "20000");
+        server.start();
+    }
+    cluster.wait_operating();
+    let member = Identity::of(cluster.add("S3"));
+    cluster.wait_same();
+    let (issuer, target) = (cluster.server("S1"), cluster.server("S2"));
+    let mut peer = Peer::link(&member, target).await;
+    peer.receive().await.expect("a member is spoken to");
+    issuer.freeze();
+    let mut client = target.client().expect("it answers");
+    let rotating = std::thread::spawn(move || client.call(&Request::CertificateRotate).unwrap());
+    while !matches!(peer.receive().await.expect("it asks all"), Message::WantCertificate { .. }) {}
+    peer.send(&Message::Certificate { result: Ok(vec![1; 500]) }).await;
+    // What is asked after that is answered after that.
+    peer.send(&Message::WantCertificate { request: vec![1; 96] }).await;
+    while !matches!(peer.receive().await.expect("it answers"), Message::Certificate { .. }) {}
+    issuer.thaw();
+    let answer = rotating.join().unwrap();
+    assert!(matches!(answer, Response::Certificate(_)), "{answer:?}");
+    drop(peer);
+    cluster.wait_operating();
+    assert_unharmed(&cluster);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn absurd_claims_of_a_member_are_harmless() {
     let (cluster, member) = cluster_and_member();
     let target = cluster.server("S1");

@@ -221,6 +221,32 @@ fn a_server_that_was_frozen_for_a_while_loses_nothing_and_does_not_diverge() {
 }
 
 #[test]
+fn a_certificate_whose_time_has_not_come_is_not_taken() {
+    let mut cluster = Cluster::empty();
+    cluster.add("S1");
+    let clock = match Clock::of(cluster.server("S1"), &cluster.root) {
+        Ok(clock) => clock,
+        Err(why) => return skip("certificate of another time", why),
+    };
+    cluster.server("S1").start();
+    cluster.add("S2").start();
+    cluster.wait_operating();
+    let [issuer, other] = cluster.servers() else { unreachable!("there are two") };
+    // With two servers nobody can tell whose clock is wrong.
+    clock.set_ms(3 * 24 * 3600 * 1000);
+    other.cli(&["cert", "rotate"]).fails_saying(&["no new certificate", "its time has not come"]);
+    wait_until("the clocks are compared again", || {
+        let status = issuer.status().expect("it answers");
+        status.members.iter().filter_map(|member| member.clock_offset_ms).any(|offset_ms| offset_ms < -86_400_000)
+    });
+    issuer.cli(&["cert", "rotate"]).fails_saying(&["its time has not come"]);
+    assert_eq!((issuer.link("S2"), other.link("S1")), (Some(LinkState::Up), Some(LinkState::Up)));
+    clock.set_ms(0);
+    other.cli(&["cert", "rotate"]).ok();
+    wait_until("it is linked with its new certificate", || issuer.link("S2") == Some(LinkState::Up));
+}
+
+#[test]
 fn a_server_whose_clock_jumps_takes_no_edits_until_it_is_right_again() {
     let mut cluster = Cluster::empty();
     for name in ["S1", "S2", "S3"] {

@@ -6,11 +6,14 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::error::{Answer, Failure, Outcome};
+use super::files::fetch;
 use super::time::{format_age, format_ms};
 use super::{DirectoryArgs, Session, server_name, wall_clock_ms};
-use crate::core::id::ServerName;
+use crate::core::id::{FileName, ServerName};
+use crate::core::schema::file;
 use crate::edge::certificate::{
-    Authority, CertificateDirectory, CertificateInfo, Credentials, SERVER_VALIDITY_MS, generate_key, issue_certificate,
+    Authority, CertificateDirectory, CertificateInfo, Credentials, SERVER_VALIDITY_MS, generate_key,
+    issue_certificate_after,
 };
 use crate::edge::control::{CertificateView, Request, Response};
 
@@ -65,11 +68,16 @@ pub fn run(command: CertCommand, session: &mut Session) -> Outcome {
     }
 }
 
-/// Makes a key and a certificate for it.
-pub fn new_credentials(authority: &Authority, name: &ServerName, validity_ms: u64) -> Result<Credentials, Failure> {
+/// Makes a key and a certificate for it; `revoked_ms` as in `issue_certificate_after`.
+pub fn new_credentials(
+    authority: &Authority,
+    name: &ServerName,
+    validity_ms: u64,
+    revoked_ms: Option<u64>,
+) -> Result<Credentials, Failure> {
     let key = generate_key()?;
     let public_key = key.verifying_key().to_bytes();
-    let certificate = issue_certificate(authority, name, &public_key, wall_clock_ms(), validity_ms)?;
+    let certificate = issue_certificate_after(authority, name, &public_key, wall_clock_ms(), validity_ms, revoked_ms)?;
     Ok(Credentials::new(&certificate, key, authority.certificate())?)
 }
 
@@ -107,11 +115,17 @@ fn issue(name: &ServerName, out: &Path, validity_ms: u64, directory: &DirectoryA
         )
     })?;
     super::check_new_directory(out)?;
-    let credentials = new_credentials(&authority, name, validity_ms)?;
+    let credentials = new_credentials(&authority, name, validity_ms, revoked_ms(name, directory))?;
     let target = CertificateDirectory::new(out);
     target.store_authority(authority.certificate(), None)?;
     target.store_credentials(&credentials)?;
     show(&view(credentials.info), session)
+}
+
+/// When a server of this name was removed, as the daemon knows it. Without a daemon the clock alone has to do.
+fn revoked_ms(name: &ServerName, directory: &DirectoryArgs) -> Option<u64> {
+    let fetched = fetch(directory, &FileName::new(file::REVOKED).ok()?).ok()?;
+    fetched.files.builtin(file::REVOKED)?.record(name.as_str())?.field(1).parse().ok()
 }
 
 fn view(info: CertificateInfo) -> CertificateView {

@@ -12,10 +12,10 @@ use serde::Serialize;
 use super::cert::{VALIDITY_MS, new_credentials};
 use super::error::{Answer, Failure, Outcome};
 use super::output::Style;
-use super::{DirectoryArgs, Session, check_new_directory, server_name, wall_clock_ms};
+use super::{DirectoryArgs, Session, check_new_directory, is_unfinished, server_name, wall_clock_ms};
 use crate::core::id::ServerName;
 use crate::daemon::FOUNDING_FILE;
-use crate::edge::certificate::{AUTHORITY_VALIDITY_MS, Authority, CertificateDirectory};
+use crate::edge::certificate::{AUTHORITY_VALIDITY_MS, Authority, CertificateDirectory, CertificateError};
 use crate::edge::config::{Config, Identity, check_files_folder, check_listen, default_files_folder};
 use crate::edge::control::has_unit;
 use crate::edge::plain_files::foreign_name;
@@ -63,13 +63,28 @@ impl ServerArgs {
 pub fn run(args: InitArgs, session: &mut Session) -> Outcome {
     let directory = args.directory.directory;
     become_owner(&directory)?;
-    check_new_directory(&directory)?;
-    let identity = args.server.identity(&directory)?;
-    let now_ms = wall_clock_ms();
-    let authority = Authority::generate(now_ms, AUTHORITY_VALIDITY_MS)?;
-    let credentials = new_credentials(&authority, &identity.name, VALIDITY_MS)?;
-    create_directory(&directory)?;
     let certificates = CertificateDirectory::new(directory.join("certs"));
+    // One that was cut off is gone on with: no key that was made is thrown away.
+    let unfinished = is_unfinished(&directory);
+    let begun = if unfinished { certificates.load_authority().ok().flatten() } else { None };
+    if begun.is_none() && !(unfinished && certificates.is_blank()) {
+        check_new_directory(&directory)?;
+    }
+    let identity = args.server.identity(&directory)?;
+    let authority = match begun {
+        Some(authority) => authority,
+        None => Authority::generate(wall_clock_ms(), AUTHORITY_VALIDITY_MS)?,
+    };
+    let credentials = match certificates.load_credentials(authority.certificate()) {
+        Ok(kept) if kept.info.name == identity.name => kept,
+        Ok(kept) => {
+            let what = format!("{}: a server named {} was begun here", directory.display(), kept.info.name);
+            return Err(Failure::input(what, "give it that name, or choose another directory"));
+        }
+        Err(CertificateError::Missing { .. }) => new_credentials(&authority, &identity.name, VALIDITY_MS, None)?,
+        Err(error) => return Err(error.into()),
+    };
+    create_directory(&directory)?;
     certificates.store_authority(authority.certificate(), Some(&authority))?;
     certificates.store_credentials(&credentials)?;
     let marker = directory.join(FOUNDING_FILE);

@@ -1,12 +1,13 @@
 //! `p2pdb join`: makes this machine a member of a cluster.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use clap::Args;
 
 use super::error::{Failure, Outcome, Report};
 use super::init::{ServerArgs, become_owner, create_directory, told};
-use super::{DirectoryArgs, Session, check_new_directory};
+use super::{DirectoryArgs, Session, check_new_directory, is_unfinished};
 use crate::edge::certificate::CertificateDirectory;
 use crate::edge::config::{Config, Identity, check_listen};
 use crate::edge::join::{JoinError, Joined, join};
@@ -29,8 +30,11 @@ pub struct JoinArgs {
 pub fn run(args: JoinArgs, session: &mut Session) -> Outcome {
     let directory = args.directory.directory;
     become_owner(&directory)?;
-    check_new_directory(&directory)?;
     let token: Token = args.token.trim().parse().map_err(|error: TokenError| Failure::Input(Report::of(error)))?;
+    let certificates = CertificateDirectory::new(directory.join("certs"));
+    if !may_be_repeated(&directory, &certificates, &token) {
+        check_new_directory(&directory)?;
+    }
     let mut identity = args.server.identity(&directory)?;
     // Made before anybody is asked: a token is not to be spent for a directory that cannot be.
     let is_new = !directory.exists();
@@ -41,13 +45,21 @@ pub fn run(args: JoinArgs, session: &mut Session) -> Outcome {
         let _ = std::fs::remove_dir(&directory);
     }
     let Joined { cluster, ca, credentials, members } = joined?;
-    let certificates = CertificateDirectory::new(directory.join("certs"));
     certificates.store_authority(&ca, None)?;
     certificates.store_credentials(&credentials)?;
     identity.peers = members.into_iter().filter(|(name, _)| *name != identity.name).collect();
     // Last: a directory without settings is no server, whatever was interrupted.
     let config = Config::create(&directory, &identity)?;
     told(&config, &cluster.to_string(), session)
+}
+
+/// Whether all that is here is of a join to the same group that was cut off: another token brings another certificate.
+fn may_be_repeated(directory: &Path, certificates: &CertificateDirectory, token: &Token) -> bool {
+    let same_group = || match certificates.load_authority_certificate() {
+        Ok(ca) => ca.cluster() == token.cluster,
+        Err(_) => certificates.is_blank(),
+    };
+    is_unfinished(directory) && !certificates.holds_authority_key() && same_group()
 }
 
 fn ask_to_join(peer: SocketAddr, token: &Token, identity: &Identity) -> Result<Joined, Failure> {

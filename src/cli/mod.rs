@@ -34,6 +34,7 @@ mod token;
 mod verify;
 mod why;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -45,6 +46,7 @@ pub use error::{Answer, Failure, Outcome, Report};
 pub use output::Output;
 
 use crate::core::id::ServerName;
+use crate::daemon::FOUNDING_FILE;
 use crate::edge::control::{Client, Request, Response};
 
 /// How long a daemon may take to answer what it answers at once.
@@ -240,6 +242,14 @@ fn wall_clock_ms() -> u64 {
 
 fn server_name(text: &str) -> Result<ServerName, String> {
     ServerName::new(text).map_err(|error| error.to_string())
+}
+
+/// Whether a directory holds nothing but what an `init` or `join` that was cut off has left: certificates, and no settings,
+/// so that no daemon has ever run there.
+fn is_unfinished(directory: &Path) -> bool {
+    let is_left = |name: &OsStr| name == "certs" || name == FOUNDING_FILE || name == "p2pdb.toml.tmp";
+    std::fs::read_dir(directory)
+        .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| is_left(&entry.file_name()))))
 }
 
 /// Refuses a directory in which a new server would get in the way of something.

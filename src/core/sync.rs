@@ -169,11 +169,25 @@ impl Sync {
         peer.in_flight_bytes = peer.in_flight.iter().map(|(_, _, bytes)| bytes).sum();
         peer.held = Some(held);
         peer.floor = floor;
+        self.forget_unclaimed();
         self.want(name, holding, out);
         self.pump(name, holding, out);
     }
 
-    pub fn acknowledged(&mut self, name: &ServerName, stream: &Stream, seq: u64) {
+    /// What nobody claims to hold any more is not waited for, so that streams which a peer invents are remembered no longer
+    /// than its claim.
+    fn forget_unclaimed(&mut self) {
+        let Self { peers, wanted, missing, .. } = self;
+        let claims = |peer: &Peer, stream: &Stream| peer.held.as_ref().is_some_and(|held| held.seq(stream) > 0);
+        missing.retain(|stream, _| peers.values().any(|peer| claims(peer, stream)));
+        wanted.retain(|stream, asked| peers.get(&asked.peer).is_some_and(|peer| claims(peer, stream)));
+    }
+
+    pub fn acknowledged(&mut self, name: &ServerName, stream: &Stream, seq: u64, holding: &Holding) {
+        // Of a stream that is not here nothing was sent, and remembering it would have no bound.
+        if (holding.tip)(stream) == 0 {
+            return;
+        }
         if let Some(peer) = self.peers.get_mut(name) {
             peer.acknowledged(stream, seq);
         }
@@ -457,6 +471,35 @@ mod tests {
         assert!(asked(&mut sync, &peers, 0).is_empty(), "the log of the others cannot begin above 5");
         sync.peer_mut(&origin).unwrap().held = Some([(stream, 9)].into_iter().collect());
         assert_eq!(asked(&mut sync, &peers, 0), [peers[0].clone()]);
+    }
+
+    #[test]
+    fn streams_that_a_peer_invents_are_forgotten_with_its_claim() {
+        let mut sync = Sync::new(ServerName::new("S9").unwrap(), Limits::default());
+        let liar = ServerName::new("S1").unwrap();
+        let nothing = Vector::default();
+        let holding = Holding { durable: &nothing, tip: &|_| 0, floor: &nothing, now_us: 0 };
+        sync.link_up(liar.clone(), &holding, &mut Vec::new());
+        for round in 0..5u32 {
+            let mut held = Vector::default();
+            for run in 0..100 {
+                // Of an origin that is linked, and of one that is not.
+                for origin in ["S1", "S2"] {
+                    let origin = ServerName::new(origin).unwrap();
+                    held.raise(&Stream { origin, run: round * 100 + run, lane: Lane::Audit }, 1);
+                }
+            }
+            for (stream, seq) in held.iter() {
+                sync.acknowledged(&liar, stream, seq, &holding);
+            }
+            sync.vector(&liar, held, Vector::default(), &holding, &mut Vec::new());
+            assert_eq!((sync.missing.len(), sync.wanted.len()), (100, 100), "in round {round}");
+            let known = sync.peers[&liar].held().map_or(0, Vector::len);
+            assert_eq!(known, 200, "what it said last is what is known of it");
+        }
+        let unheard = Stream { origin: liar.clone(), run: 9999, lane: Lane::Audit };
+        sync.acknowledged(&liar, &unheard, 7, &holding);
+        assert_eq!(sync.peers[&liar].held().map(|held| held.seq(&unheard)), Some(0));
     }
 
     #[test]

@@ -22,7 +22,9 @@ use crate::core::lifecycle::Lifecycle;
 use crate::core::priority::Class;
 use crate::core::record::Record;
 use crate::core::schema::file;
-use crate::edge::certificate::{CertificateInfo, Credentials, SERVER_VALIDITY_MS, generate_key, issue_certificate};
+use crate::edge::certificate::{
+    CertificateInfo, Credentials, SERVER_VALIDITY_MS, generate_key, issue_certificate_after,
+};
 use crate::edge::clock::wall_ms;
 use crate::edge::control::{CertificateView, Response};
 use crate::edge::join::{JoinGrant, JoinRequest};
@@ -123,7 +125,10 @@ impl Daemon {
             Some(before) if self.node.lifecycle() >= Lifecycle::Ready && before.field(2) != listen => {
                 let after = Record::of([name.as_str(), before.field(1), &listen]);
                 let edit = Edit { file: builtin(file::SERVER), change: Change::Mod { before, after }, bases: None };
-                self.submit_management("its daemon listens elsewhere now", vec![edit], |_, _| {});
+                self.submit_management("its daemon listens elsewhere now", vec![edit], |daemon, outcome| {
+                    // Nobody else says it, and nobody dials it until it is said.
+                    daemon.address_untold = outcome.is_err();
+                });
             }
             _ => {}
         }
@@ -147,9 +152,15 @@ impl Daemon {
         } else if is_removed {
             members.clear();
         }
-        let revoked = files
-            .records_of(file::REVOKED)
-            .filter_map(|record| Some((ServerName::new(record.field(0)).ok()?, record.field(1).parse().ok()?)));
+        let servers = files.builtin(file::SERVER);
+        let revoked = files.records_of(file::REVOKED).filter_map(|record| {
+            let name = ServerName::new(record.field(0)).ok()?;
+            // Two clocks say when it was removed and when its certificate was issued. Of one that did not come back they do
+            // not matter: nothing of it counts.
+            let came_back = servers.is_some_and(|servers| servers.record(name.as_str()).is_some());
+            let until_ms = if came_back { record.field(1).parse().ok()? } else { u64::MAX };
+            Some((name, until_ms))
+        });
         self.world.mesh.set_revoked(revoked.collect());
         self.world.mesh.set_members(members);
         if is_removed {
@@ -211,6 +222,7 @@ impl Daemon {
             .records_of(file::SERVER)
             .filter_map(|record| Some((ServerName::new(record.field(0)).ok()?, record.field(2).parse().ok()?)));
         let members: Vec<_> = members.collect();
+        let revoked_ms = self.revoked_ms(name);
         let edits = match lost {
             Some(before) => {
                 let after = Record::of([name.as_str(), before.field(1), &listen]);
@@ -223,7 +235,7 @@ impl Daemon {
         };
         let reason = format!("{name} joins from {}", request.from);
         self.submit_management(&reason, edits, move |_, outcome| {
-            let answer = outcome.map(|_| JoinGrant { members }).map_err(|refusal| refusal.to_string());
+            let answer = outcome.map(|_| JoinGrant { members, revoked_ms }).map_err(|refusal| refusal.to_string());
             let _ = reply.send(answer);
         });
     }
@@ -259,7 +271,11 @@ impl Daemon {
             let rows = files.records_of(name).filter(|row| row.field(0) == key).cloned();
             edits.extend(rows.map(|row| Edit { file: builtin(name), change: Change::Del(row), bases: None }));
         }
-        let after = Record::of([key, &wall_ms().to_string()]);
+        // Later than every certificate of it that is known here, whoever's clock was ahead when that was issued.
+        let links = self.world.mesh.links();
+        let shown_ms = links.iter().find(|link| link.peer == *name).map_or(0, |link| link.certificate_issued_ms);
+        let before_ms = self.revoked_ms(name).map_or(0, |revoked_ms| revoked_ms.saturating_add(1));
+        let after = Record::of([key, &wall_ms().max(shown_ms).max(before_ms).to_string()]);
         let before = files.builtin(file::REVOKED).and_then(|revoked| revoked.record(key)).cloned();
         let change = match before {
             Some(before) => Change::Mod { before, after },
@@ -267,6 +283,12 @@ impl Daemon {
         };
         edits.push(Edit { file: builtin(file::REVOKED), change, bases: None });
         Ok(Transaction { class: Class::Management, author, reason, edits })
+    }
+
+    /// When a server was removed, if it ever was: only certificates that say that they were issued later count.
+    fn revoked_ms(&self, name: &ServerName) -> Option<u64> {
+        let revoked = self.node.files().builtin(file::REVOKED)?;
+        revoked.record(name.as_str())?.field(1).parse().ok()
     }
 
     pub(super) fn submit_management(
@@ -288,9 +310,15 @@ impl Daemon {
 
     /// Renews this server's certificate long before it expires, and raises an alarm if nobody can.
     pub(super) fn renew_in_time(&mut self) {
-        let left_ms = self.identity.info().expires_ms.saturating_sub(wall_ms());
+        if self.node.clock_off().is_some() {
+            // A clock that is wrong does not tell how long a certificate is good.
+            return;
+        }
+        let (info, now_ms) = (self.identity.info(), wall_ms());
+        let left_ms = info.expires_ms.saturating_sub(now_ms);
         let now_us = self.clock.now().monotonic_us;
-        if left_ms < RENEW_BEFORE_MS && self.rotation.is_none() && now_us >= self.next_renewal_us {
+        let is_due = left_ms < RENEW_BEFORE_MS || now_ms < info.valid_from_ms;
+        if is_due && self.rotation.is_none() && now_us >= self.next_renewal_us {
             self.next_renewal_us = now_us + RENEW_EVERY_US;
             info!(days_left = left_ms / DAY_MS, "the certificate is to be renewed");
             // Nobody waits for the answer: what is left tells.
@@ -322,10 +350,13 @@ impl Daemon {
             Ok(Some(authority)) => {
                 let name = &self.config.name;
                 let public_key = key.verifying_key().to_bytes();
-                let issued = issue_certificate(&authority, name, &public_key, wall_ms(), SERVER_VALIDITY_MS);
-                let answer = match issued {
-                    Ok(der) => self.take_certificate(&der, key),
-                    Err(error) => Response::failed(error.to_string(), ""),
+                let revoked_ms = self.revoked_ms(name);
+                let issued =
+                    issue_certificate_after(&authority, name, &public_key, wall_ms(), SERVER_VALIDITY_MS, revoked_ms);
+                let usable = issued.map_err(|error| error.to_string()).and_then(|der| self.usable(&der, key));
+                let answer = match usable {
+                    Ok(credentials) => self.take_certificate(credentials),
+                    Err(why) => Response::failed(format!("the new certificate cannot be used: {why}"), ""),
                 };
                 let _ = reply.send(answer);
             }
@@ -352,18 +383,22 @@ impl Daemon {
     }
 
     pub(super) fn certificate_arrived(&mut self, peer: ServerName, result: Result<Vec<u8>, String>) {
+        let Some(key) = self.rotation.as_ref().map(|rotation| rotation.key.clone()) else { return };
+        let why = match result.and_then(|der| self.usable(&der, key)) {
+            Ok(credentials) => {
+                let Some(Rotation { reply, .. }) = self.rotation.take() else { return };
+                let _ = reply.send(self.take_certificate(credentials));
+                return;
+            }
+            Err(why) => why,
+        };
+        // What cannot be used is no answer for all: another server may have a better one.
         let Some(rotation) = &mut self.rotation else { return };
-        rotation.open.retain(|name| *name != peer);
-        match result {
-            Err(why) => {
-                rotation.refusals.push(format!("{peer}: {why}"));
-                self.continue_rotation();
-            }
-            Ok(der) => {
-                let Some(Rotation { key, reply, .. }) = self.rotation.take() else { return };
-                let _ = reply.send(self.take_certificate(&der, key));
-            }
+        if rotation.open.contains(&peer) {
+            rotation.open.retain(|name| *name != peer);
+            rotation.refusals.push(format!("{peer}: {why}"));
         }
+        self.continue_rotation();
     }
 
     pub(super) fn issue_for_peer(&mut self, peer: ServerName, request: &[u8]) {
@@ -379,24 +414,47 @@ impl Daemon {
         if !self.node.others().contains(peer) {
             return Err(format!("{peer} is not a member"));
         }
+        self.trust_clock()?;
         let authority = self.certificates.load_authority().map_err(|error| error.to_string())?;
         let authority = authority.ok_or("this server does not hold the CA key")?;
-        issue_certificate(&authority, peer, &public_key, wall_ms(), SERVER_VALIDITY_MS)
+        let revoked_ms = self.revoked_ms(peer);
+        issue_certificate_after(&authority, peer, &public_key, wall_ms(), SERVER_VALIDITY_MS, revoked_ms)
             .map(|der| der.to_vec())
             .map_err(|error| error.to_string())
     }
 
+    /// A server whose clock is wrong issues no certificates and takes none.
+    fn trust_clock(&self) -> Result<(), String> {
+        match self.node.clock_off() {
+            Some(offset_ms) => Err(format!("the clock of {} is {offset_ms} ms off from the others'", self.config.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// A new certificate with its key, if it is this server's and is good now: by the clock here, and by that of somebody
+    /// who is linked. One whose time has not come would cut this server off.
+    fn usable(&self, der: &[u8], key: SigningKey) -> Result<Credentials, String> {
+        self.trust_clock()?;
+        let credentials = Credentials::new(der, key, &self.ca).map_err(|error| error.to_string())?;
+        let info = &credentials.info;
+        if info.name != self.config.name {
+            return Err(format!("it is for the server '{}'", info.name));
+        }
+        let now_ms = wall_ms();
+        let is_valid = |offset_ms: i64| info.is_valid_at(now_ms.saturating_add_signed(offset_ms));
+        let offsets_ms: Vec<i64> = self.node.sync().peers().filter_map(|(_, peer)| peer.clock_offset_ms).collect();
+        let somebody_takes_it = offsets_ms.is_empty() || offsets_ms.iter().any(|offset_ms| is_valid(*offset_ms));
+        if is_valid(0) && somebody_takes_it {
+            return Ok(credentials);
+        }
+        Err("its time has not come or is over; a clock is wrong, here or where it was issued".into())
+    }
+
     /// Stores a new certificate, links with it and signs with it: a new run begins.
-    fn take_certificate(&mut self, der: &[u8], key: SigningKey) -> Response {
-        let seed = key.to_bytes();
-        let taken = Credentials::new(der, key, &self.ca).and_then(|credentials| {
-            self.certificates.store_credentials(&credentials)?;
-            Ok(credentials)
-        });
-        let credentials = match taken {
-            Ok(credentials) => credentials,
-            Err(error) => return Response::failed(format!("the new certificate cannot be used: {error}"), ""),
-        };
+    fn take_certificate(&mut self, credentials: Credentials) -> Response {
+        if let Err(error) = self.certificates.store_credentials(&credentials) {
+            return Response::failed(format!("the new certificate cannot be used: {error}"), "");
+        }
         let run = match next_run(&self.config.directory, self.node.durable().last_run(&self.config.name)) {
             Ok(run) => run,
             Err(error) => return Response::failed(error.to_string(), ""),
@@ -404,7 +462,8 @@ impl Daemon {
         if let Err(error) = self.world.mesh.rotate(&credentials) {
             return Response::failed(format!("the new certificate cannot be used: {error}"), "");
         }
-        self.input(Input::Identity { certificate: der.into(), key: seed, run });
+        let key = credentials.key.to_bytes();
+        self.input(Input::Identity { certificate: credentials.certificate.as_ref().into(), key, run });
         info!("certificate rotated");
         Response::Certificate(self.certificate_view())
     }

@@ -17,11 +17,15 @@ use crate::core::management::ManagementOutput;
 use crate::core::merge::Written;
 use crate::core::oplog::Checkpoint;
 use crate::core::version::Vector;
+use crate::edge::frame::SendError;
 use crate::edge::journal;
 use crate::edge::quic::{Channel, Mesh};
 use crate::edge::view;
 use crate::format;
+use crate::format::message::MESSAGE_BYTES_MAX;
 use crate::ports::{Audience, Journal, LogRead, Manager, Peers, View};
+
+const STREAMS_ALARM: &str = "streams";
 
 /// Frames sent to one peer since the start.
 #[derive(Default, Clone, Copy)]
@@ -49,6 +53,9 @@ pub struct World {
 impl World {
     pub fn send_on(&mut self, channel: Channel, peers: &[ServerName], message: &Message) {
         let frame = Bytes::from(format::encode_message(message));
+        if let Message::Vector { held, .. } = message {
+            self.watch_vector(held.len(), frame.len());
+        }
         for peer in peers {
             match self.mesh.send(peer, channel, frame.clone()) {
                 Ok(()) => {
@@ -56,8 +63,28 @@ impl World {
                     sent.messages += 1;
                     sent.bytes += frame.len() as u64;
                 }
+                Err(error @ SendError::TooLong) => {
+                    warn!(%peer, bytes = frame.len(), "a message that no frame takes was not sent: {error}");
+                }
                 // What is lost is found missing by the next exchange of vectors.
                 Err(error) => debug!(%peer, "frame not sent: {error}"),
+            }
+        }
+    }
+
+    /// Tells in good time when a vector comes near to what a frame takes.
+    fn watch_vector(&mut self, streams: usize, frame_bytes: usize) {
+        let name = STREAMS_ALARM.to_owned();
+        match vector_alarm(streams, frame_bytes) {
+            Some(text) => {
+                if self.alarms.insert(name.clone(), text.clone()).is_none() {
+                    self.events.push(Event::Alarm { name, text });
+                }
+            }
+            None => {
+                if self.alarms.remove(&name).is_some() {
+                    self.events.push(Event::AlarmCleared { name });
+                }
             }
         }
     }
@@ -74,6 +101,22 @@ impl World {
         if closed.await.is_err() {
             warn!("the log or the view did not close cleanly; both are checked at the next start");
         }
+    }
+}
+
+/// What is to be said of a vector of so many streams whose frame has so many bytes, if anything is.
+fn vector_alarm(streams: usize, frame_bytes: usize) -> Option<String> {
+    if frame_bytes < MESSAGE_BYTES_MAX / 2 {
+        return None;
+    }
+    let told = format!(
+        "{streams} streams are held here, one or two of each start of a daemon; to tell the others takes {frame_bytes} \
+         of {MESSAGE_BYTES_MAX} bytes"
+    );
+    if frame_bytes > MESSAGE_BYTES_MAX {
+        Some(format!("{told}: what others lack is not repaired any more; found the group anew"))
+    } else {
+        Some(format!("{told}: beyond that nothing is repaired any more; found the group anew before"))
     }
 }
 
@@ -133,5 +176,26 @@ impl Audience for World {
 
     fn event(&mut self, event: Event) {
         self.events.push(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::id::{Lane, Stream};
+
+    #[test]
+    fn it_is_told_in_good_time_that_the_streams_do_not_fit_into_a_frame() {
+        let alarm = |streams: u32| {
+            let stream = |run| Stream { origin: ServerName::new("S1").unwrap(), run, lane: Lane::Audit };
+            let held: Vector = (0..streams).map(|start| (stream(1_700_000_000 + start), 1000)).collect();
+            let message = Message::Vector { held: held.clone(), floor: held.clone() };
+            vector_alarm(held.len(), format::encode_message(&message).len())
+        };
+        assert_eq!(alarm(1_000), None);
+        let early = alarm(30_000).expect("more than half of a frame");
+        assert!(early.contains("30000 streams") && early.contains("anew before"), "{early}");
+        let late = alarm(60_000).expect("more than a frame");
+        assert!(late.contains("not repaired any more"), "{late}");
     }
 }

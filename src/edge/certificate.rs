@@ -84,12 +84,21 @@ pub struct CertificateInfo {
     pub public_key: [u8; 32],
     /// When it was issued, in ms since the Unix epoch.
     pub issued_ms: u64,
+    /// When it begins to be accepted by TLS, in ms since the Unix epoch.
+    pub valid_from_ms: u64,
     /// When it stops being accepted by TLS, in ms since the Unix epoch.
     pub expires_ms: u64,
     /// Lower-case hexadecimal.
     pub serial: String,
     /// BLAKE3 of the DER form.
     pub fingerprint: Digest,
+}
+
+impl CertificateInfo {
+    /// Whether TLS accepts it where the clock says `now_ms`, in ms since the Unix epoch.
+    pub fn is_valid_at(&self, now_ms: u64) -> bool {
+        (self.valid_from_ms..self.expires_ms).contains(&now_ms)
+    }
 }
 
 /// The cluster CA's certificate: what everyone in the cluster trusts.
@@ -134,7 +143,7 @@ impl Authority {
     pub fn generate(now_ms: u64, validity_ms: u64) -> Result<Self, CertificateError> {
         let key = generate_key()?;
         let cluster = ClusterId::of_public_key(&public_key_info(&key.verifying_key().to_bytes()));
-        let mut parameters = parameters(&format!("p2pdb cluster {cluster}"), now_ms, validity_ms)?;
+        let mut parameters = parameters(&format!("p2pdb cluster {cluster}"), now_ms, now_ms, validity_ms)?;
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let certificate = parameters.self_signed(&Ed25519Signer(&key)).map_err(issue_error)?;
@@ -187,8 +196,22 @@ pub fn issue_certificate(
     now_ms: u64,
     validity_ms: u64,
 ) -> Result<CertificateDer<'static>, CertificateError> {
+    issue_certificate_after(authority, name, public_key, now_ms, validity_ms, None)
+}
+
+/// As `issue_certificate`, for a name whose certificates issued at or before `revoked_ms` are refused. That time may be of a
+/// clock that was ahead: the new one says that it was issued later, and is valid from now on all the same.
+pub fn issue_certificate_after(
+    authority: &Authority,
+    name: &ServerName,
+    public_key: &[u8; 32],
+    now_ms: u64,
+    validity_ms: u64,
+    revoked_ms: Option<u64>,
+) -> Result<CertificateDer<'static>, CertificateError> {
+    let issued_ms = now_ms.max(revoked_ms.map_or(0, |revoked_ms| revoked_ms.saturating_add(1)));
     VerifyingKey::from_bytes(public_key).map_err(|_| CertificateError::Issue("this is no Ed25519 key".into()))?;
-    let mut parameters = parameters(name.as_str(), now_ms, validity_ms)?;
+    let mut parameters = parameters(name.as_str(), issued_ms, now_ms, validity_ms)?;
     let san = name.as_str().try_into().map_err(issue_error)?;
     parameters.subject_alt_names = vec![SanType::DnsName(san)];
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -226,11 +249,14 @@ pub fn verify_server_certificate(der: &[u8], ca: &AuthorityCertificate) -> Resul
     };
     let issued: [u8; 8] = issued.try_into().map_err(|_| malformed("its serial number holds no issue time"))?;
     let issued_ms = u64::from_be_bytes(issued);
-    let expires_ms = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0).saturating_mul(1000);
+    let at = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
+    let validity = certificate.validity();
+    let (valid_from_ms, expires_ms) = (at(validity.not_before.timestamp()), at(validity.not_after.timestamp()));
     Ok(CertificateInfo {
         name,
         public_key: public_key(&certificate)?.to_bytes(),
         issued_ms,
+        valid_from_ms,
         expires_ms,
         serial: serial.iter().map(|byte| format!("{byte:02x}")).collect(),
         fingerprint: Digest(*blake3::hash(der).as_bytes()),
@@ -289,6 +315,11 @@ impl CertificateDirectory {
     /// Whether this server can issue certificates, as far as a file tells.
     pub fn holds_authority_key(&self) -> bool {
         self.path.join("ca.key").exists()
+    }
+
+    /// Whether there is no certificate and no key here.
+    pub fn is_blank(&self) -> bool {
+        ["ca.crt", "ca.key", "server.crt", "server.key"].iter().all(|name| !self.file(name).exists())
     }
 
     /// Reads the CA with its key; `None` on a server that does not hold `ca.key`.
@@ -417,7 +448,12 @@ fn check_signature(
     key.verify_strict(body, &signature).map_err(|_| foreign())
 }
 
-fn parameters(common_name: &str, now_ms: u64, validity_ms: u64) -> Result<CertificateParams, CertificateError> {
+fn parameters(
+    common_name: &str,
+    issued_ms: u64,
+    now_ms: u64,
+    validity_ms: u64,
+) -> Result<CertificateParams, CertificateError> {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     // A generalized time ends with the year 9999.
     let last_ms = 253_000_000_000_000;
@@ -425,7 +461,7 @@ fn parameters(common_name: &str, now_ms: u64, validity_ms: u64) -> Result<Certif
     let mut serial = [0; 16];
     fill_random(&mut serial[9..])?;
     serial[0] = SERIAL_MARK;
-    serial[1..9].copy_from_slice(&now_ms.to_be_bytes());
+    serial[1..9].copy_from_slice(&issued_ms.to_be_bytes());
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
     let mut parameters = CertificateParams::default();
@@ -558,6 +594,24 @@ mod tests {
             assert_eq!(made.info.expires_ms, (NOW_MS + SERVER_VALIDITY_MS) / 1000 * 1000);
             assert_eq!(made.info.public_key, made.key.verifying_key().to_bytes());
         }
+    }
+
+    #[test]
+    fn a_certificate_of_a_name_that_was_revoked_is_newer_and_valid_at_once() {
+        let authority = Authority::generate(NOW_MS, AUTHORITY_VALIDITY_MS).unwrap();
+        let public_key = generate_key().unwrap().verifying_key().to_bytes();
+        let issued = |revoked_ms| {
+            let der =
+                issue_certificate_after(&authority, &name("mail"), &public_key, NOW_MS, SERVER_VALIDITY_MS, revoked_ms);
+            verify_server_certificate(&der.unwrap(), authority.certificate()).unwrap()
+        };
+        assert_eq!(issued(None).issued_ms, NOW_MS);
+        assert_eq!(issued(Some(NOW_MS - 1)).issued_ms, NOW_MS);
+        let ahead = issued(Some(NOW_MS + 2 * DAY_MS));
+        assert_eq!(ahead.issued_ms, NOW_MS + 2 * DAY_MS + 1);
+        assert_eq!(ahead.expires_ms, issued(None).expires_ms);
+        assert!(ahead.is_valid_at(NOW_MS) && ahead.is_valid_at(NOW_MS - DAY_MS + 1000));
+        assert!(!ahead.is_valid_at(NOW_MS - DAY_MS - 1000) && !ahead.is_valid_at(NOW_MS + SERVER_VALIDITY_MS));
     }
 
     #[test]

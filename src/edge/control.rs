@@ -8,8 +8,8 @@
 //!
 //! Who may do what is decided by the kernel's word about the peer (`SO_PEERCRED`, `SO_PEERGROUPS`), never by what it says of
 //! itself: root, the daemon's own user and members of the configured group are operators; whoever else can open the
-//! socket may read. Bounds: [`LINE_BYTES_MAX`], [`IN_FLIGHT_MAX`], [`CONNECTIONS_MAX`], [`STALL_MAX`]. A client that breaks
-//! one of them loses its connection, and nobody else notices.
+//! socket may read. Bounds: [`LINE_BYTES_MAX`], [`IN_FLIGHT_MAX`], [`CONNECTIONS_MAX`], [`READERS_MAX`], [`STALL_MAX`]. A client
+//! that breaks one of them loses its connection, and nobody else notices.
 
 mod client;
 mod peer;
@@ -43,8 +43,11 @@ pub const FILE_NAME: &str = "control.sock";
 pub const LINE_BYTES_MAX: usize = 4 << 20;
 /// Most requests of one connection that are worked on at a time; the rest wait in the socket.
 pub const IN_FLIGHT_MAX: usize = 1024;
-/// Most connections at a time.
+/// Most connections of operators at a time.
 pub const CONNECTIONS_MAX: usize = 256;
+/// Most connections at a time of all who may only read, and of one user among them.
+pub const READERS_MAX: usize = 128;
+pub const READERS_OF_USER_MAX: usize = 32;
 /// How long a line may take from its first byte to its last, in either direction.
 pub const STALL_MAX: Duration = Duration::from_secs(10);
 /// About the most bytes in one response of a stream.

@@ -26,11 +26,11 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::certificate::{
-    Authority, AuthorityCertificate, CertificateError, CertificateInfo, Credentials, generate_key, issue_certificate,
-    verify_server_certificate,
+    Authority, AuthorityCertificate, CertificateError, Credentials, generate_key, issue_certificate_after,
 };
 use super::link::{CloseCode, FrameReader, Refusal, describe, within, write_frame};
 use super::quic::JoinHandler;
+use super::sources::Sources;
 use super::tls::{TLS_SERVER_NAME, TlsError, join_client_config, wall_clock_ms};
 use super::token::{SECRET_BYTES, Token, TokenStore};
 use crate::core::id::{ClusterId, ServerName};
@@ -45,7 +45,8 @@ const EXPORTER_LABEL: &[u8] = b"EXPORTER-p2pdb-join-v1";
 const STEP_LIMIT: Duration = Duration::from_secs(5);
 /// The server reads, decides and answers, each within its limit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
-const JOINS_AT_ONCE: usize = 8;
+const JOINS_AT_ONCE: usize = 64;
+const JOINS_OF_SOURCE_MAX: usize = 8;
 
 /// Who asks to join, checked as far as this module can: the token is good and taken, the key is the asker's own.
 #[derive(Debug, Clone)]
@@ -55,9 +56,6 @@ pub struct JoinRequest {
     pub listen: SocketAddr,
     /// Where the request came from.
     pub from: SocketAddr,
-    /// The certificate that it will get if admitted.
-    pub certificate: CertificateDer<'static>,
-    pub info: CertificateInfo,
 }
 
 /// What an admitted server is told.
@@ -65,6 +63,8 @@ pub struct JoinRequest {
 pub struct JoinGrant {
     /// Whom to link with.
     pub members: Vec<(ServerName, SocketAddr)>,
+    /// Certificates of this name issued at or before this time (ms since the Unix epoch) are refused: it was removed then.
+    pub revoked_ms: Option<u64>,
 }
 
 /// Asks the daemon whether it admits a server; it has five seconds. `Err` is the reason shown to the operator of the
@@ -91,12 +91,14 @@ impl JoinServer {
     pub fn into_handler(self) -> JoinHandler {
         let server = Arc::new(self);
         let room = Arc::new(Semaphore::new(JOINS_AT_ONCE));
+        let sources = Sources::default();
         Arc::new(move |connection| {
-            let (server, room) = (server.clone(), room.clone());
+            let (server, room, sources) = (server.clone(), room.clone(), sources.clone());
             Box::pin(async move {
-                match room.try_acquire() {
-                    Ok(_held) => server.serve(connection).await,
-                    Err(_) => connection.close(CloseCode::Join.number(), b"too many servers join at once; try again"),
+                let counted = sources.enter(connection.remote_address().ip(), JOINS_OF_SOURCE_MAX);
+                match (room.try_acquire(), counted) {
+                    (Ok(_held), Some(_counted)) => server.serve(connection).await,
+                    _ => connection.close(CloseCode::Join.number(), b"too many servers join at once; try again"),
                 }
             })
         })
@@ -149,22 +151,17 @@ impl JoinServer {
         request.verify(connection)?;
         let now_ms = wall_clock_ms();
         let token = self.tokens.take(&request.secret, now_ms).map_err(|error| error.to_string())?;
-        let issued = issue_certificate(authority, &request.name, &request.public_key, now_ms, self.validity_ms)
-            .and_then(|der| Ok((verify_server_certificate(&der, authority.certificate())?, der)));
-        let (info, certificate) = issued.map_err(|error| error.to_string())?;
         let from = connection.remote_address();
-        let asked = JoinRequest {
-            name: request.name.clone(),
-            listen: request.listen,
-            from,
-            certificate: certificate.clone(),
-            info,
-        };
+        let asked = JoinRequest { name: request.name.clone(), listen: request.listen, from };
         match tokio::time::timeout(STEP_LIMIT, (self.admit)(asked)).await {
-            Ok(Ok(grant)) => {
+            Ok(Ok(JoinGrant { members, revoked_ms })) => {
                 token.spend();
-                info!(name = %request.name, %from, "a server joins");
-                Ok(Answer::Granted { ca: authority.certificate().der().clone(), certificate, members: grant.members })
+                let (name, public_key) = (&request.name, &request.public_key);
+                let certificate =
+                    issue_certificate_after(authority, name, public_key, now_ms, self.validity_ms, revoked_ms)
+                        .map_err(|error| error.to_string())?;
+                info!(%name, %from, "a server joins");
+                Ok(Answer::Granted { ca: authority.certificate().der().clone(), certificate, members })
             }
             Ok(Err(reason)) => match token.give_back() {
                 Ok(()) => Err(reason),

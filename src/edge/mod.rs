@@ -28,6 +28,7 @@ pub mod procedure;
 pub mod process_identity;
 pub mod quic;
 pub mod service_address;
+mod sources;
 pub mod tls;
 pub mod token;
 pub mod view;

@@ -31,6 +31,7 @@ pub use super::frame::SendError;
 use super::hello::{HELLO_PAYLOAD_BYTES_MAX, Hello};
 pub use super::link::{CloseCode, WE_ARE_REVOKED};
 use super::link::{Established, Link, Refusal, greet, peer_certificate, welcome, within};
+use super::sources::Sources;
 use super::tls::{
     ALPN_JOIN, ALPN_MESH, Revocations, TLS_SERVER_NAME, TlsError, TlsIdentity, client_config, server_config,
 };
@@ -38,8 +39,9 @@ use crate::core::id::{ClusterId, ServerName};
 
 /// Connections that may be in their handshake before new addresses must prove themselves first.
 const PENDING_BEFORE_RETRY: usize = 64;
-/// Connections that may be in their handshake at all.
+/// Connections that may be in their handshake at all, and of those of proven addresses at one source.
 const PENDING_MAX: usize = 512;
+const PENDING_OF_SOURCE_MAX: usize = 64;
 /// A link that lived this long ends a row of failures, in ms.
 const STABLE_MS: u64 = 1000;
 
@@ -241,6 +243,7 @@ impl Mesh {
             next_id: AtomicU64::new(1),
             generation: AtomicU64::new(0),
             pending: AtomicUsize::new(0),
+            sources: Sources::default(),
         });
         shared.runtime.spawn(shared.clone().accept());
         Ok(Self { shared })
@@ -267,8 +270,8 @@ impl Mesh {
         link.ok_or(SendError::NotLinked)?.push(channel, frame)
     }
 
-    /// Refuses each named server's certificates issued at or before a time (ms since the Unix epoch) and closes the
-    /// links that rest on one. Replaces the list given before.
+    /// Refuses each named server's certificates issued at or before a time (ms since the Unix epoch; `u64::MAX`: all of
+    /// them) and closes the links that rest on one. Replaces the list given before.
     pub fn set_revoked(&self, revoked: BTreeMap<ServerName, u64>) {
         self.shared.revocations.set(revoked);
         self.shared.close_links(CloseCode::Revoked, "the certificate is revoked", |link| {
@@ -335,6 +338,7 @@ struct Shared {
     /// Counts rotations: a connection begun before one must not come up after it.
     generation: AtomicU64,
     pending: AtomicUsize,
+    sources: Sources,
 }
 
 #[derive(Default)]
@@ -405,23 +409,33 @@ impl Shared {
     async fn accept(self: Arc<Self>) {
         while let Some(incoming) = self.endpoint.accept().await {
             let pending = self.pending.load(Ordering::Relaxed);
+            let address = incoming.remote_address();
             if pending >= PENDING_MAX {
                 incoming.ignore();
-            } else if pending >= PENDING_BEFORE_RETRY && incoming.may_retry() {
+                continue;
+            }
+            if pending >= PENDING_BEFORE_RETRY && incoming.may_retry() {
                 // Cannot fail for a connection that may be retried, and a lost one is dialled again.
                 let _ = incoming.retry();
-            } else {
-                let shared = self.clone();
-                shared.pending.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(async move {
-                    let address = incoming.remote_address();
-                    let result = shared.serve(incoming).await;
-                    shared.pending.fetch_sub(1, Ordering::Relaxed);
-                    if let Err(refusal) = result {
-                        shared.report(address, refusal);
-                    }
-                });
+                continue;
             }
+            // An address that is not proven may be anybody's, and is held against nobody.
+            let is_proven = incoming.remote_address_validated();
+            let counted = is_proven.then(|| self.sources.enter(address.ip(), PENDING_OF_SOURCE_MAX));
+            if matches!(counted, Some(None)) {
+                incoming.refuse();
+                continue;
+            }
+            let shared = self.clone();
+            shared.pending.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let result = shared.serve(incoming).await;
+                shared.pending.fetch_sub(1, Ordering::Relaxed);
+                drop(counted);
+                if let Err(refusal) = result {
+                    shared.report(address, refusal);
+                }
+            });
         }
     }
 

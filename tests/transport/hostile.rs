@@ -1,11 +1,15 @@
 //! Peers that do not belong here or misbehave: each costs its own connection, and the reason is reported.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use p2pdb::core::id::ClusterId;
 use p2pdb::edge::certificate::SERVER_VALIDITY_MS;
 use p2pdb::edge::frame::frame_header;
 use p2pdb::edge::hello::{Hello, encode_ready};
+use p2pdb::edge::tls::TLS_SERVER_NAME;
+use quinn::Endpoint;
 
 use crate::careless::{careless_client, close_reason};
 use crate::support::*;
@@ -105,4 +109,26 @@ async fn bad_frames_close_the_link_that_carried_them() {
         }
     }
     assert_still_linked(a, b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_of_one_address_leave_room_for_those_of_others() {
+    let cluster = Cluster::new();
+    let mut a = cluster.start_with("a", 1024, |config| config.handshake_timeout_ms = 60_000).await;
+    let mut b = cluster.start("b").await;
+    let config = quinn::ClientConfig::new(Arc::new(careless_client(Some(&cluster.credentials("x", now_ms())))));
+    let endpoint = Endpoint::client("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..600 {
+        let connecting = endpoint.connect_with(config.clone(), a.address(), TLS_SERVER_NAME).unwrap();
+        match tokio::time::timeout(Duration::from_secs(3), connecting).await {
+            Ok(Ok(connection)) => silent.push(connection),
+            _ => break,
+        }
+    }
+    assert!(silent.len() < 600, "somewhere it ends");
+    b.mesh.set_members(BTreeMap::from([(name("a"), a.address())]));
+    b.up("a").await;
+    a.up("b").await;
+    assert!(silent.iter().all(|connection| connection.close_reason().is_none()), "they are silent to the end");
 }

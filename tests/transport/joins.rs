@@ -7,8 +7,9 @@ use p2pdb::edge::certificate::{CertificateDirectory, SERVER_VALIDITY_MS, generat
 use p2pdb::edge::frame::frame_header;
 use p2pdb::edge::join::{JoinGrant, JoinServer, join};
 use p2pdb::edge::quic::MeshConfig;
-use p2pdb::edge::tls::{TlsIdentity, join_client_config};
+use p2pdb::edge::tls::{TLS_SERVER_NAME, TlsIdentity, join_client_config};
 use p2pdb::edge::token::{TOKEN_LIFE_MS, Token, TokenStore};
+use quinn::Endpoint;
 
 use crate::careless::close_reason;
 use crate::support::*;
@@ -40,7 +41,7 @@ async fn join_side(cluster: &Cluster, holds_key: bool) -> JoinSide {
             Box::pin(async move {
                 match request.name.as_str() {
                     "taken" => Err("the name 'taken' is taken".into()),
-                    _ => Ok(JoinGrant { members }),
+                    _ => Ok(JoinGrant { members, revoked_ms: None }),
                 }
             })
         }),
@@ -140,6 +141,21 @@ async fn malformed_and_stolen_join_requests_are_refused() {
         assert!(told.contains(expected), "{told}");
     }
     assert!(side.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_say_nothing_do_not_keep_others_from_joining() {
+    let cluster = Cluster::new();
+    let side = join_side(&cluster, true).await;
+    let token = side.tokens.create(cluster.id(), TOKEN_LIFE_MS, now_ms()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(join_client_config(cluster.id()).unwrap()));
+    let endpoint = Endpoint::client("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        let connecting = endpoint.connect_with(config.clone(), side.node.address(), TLS_SERVER_NAME).unwrap();
+        silent.push(connecting.await.unwrap());
+    }
+    join(side.node.address(), &token, &name("b"), anywhere()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

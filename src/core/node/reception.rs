@@ -28,7 +28,7 @@ impl Node {
             }
             Message::Ack(acks) => {
                 for (stream, seq) in acks {
-                    self.sync.acknowledged(&peer, &stream, seq);
+                    self.with_holding(now, |sync, holding| sync.acknowledged(&peer, &stream, seq, holding));
                     self.acknowledged(&peer, &stream, seq, out);
                 }
                 self.with_holding(now, |sync, holding| sync.pump(&peer, holding, out));
@@ -127,7 +127,8 @@ impl Node {
     }
 
     fn acknowledged(&mut self, peer: &ServerName, stream: &Stream, seq: u64, out: &mut Vec<Output>) {
-        if stream.origin != self.config.me {
+        // What this server has never written is not worth remembering.
+        if stream.origin != self.config.me || self.tip.seq(stream) == 0 {
             return;
         }
         for (ticket, committed) in self.waits.acknowledge(peer, stream, seq, &self.others) {

@@ -90,7 +90,7 @@ impl Node {
 
     /// How far this server's clock is off, if it is too far for edits. With fewer than two peers nobody can tell
     /// whose clock is wrong, and edits go on.
-    pub(super) fn clock_off(&self) -> Option<i64> {
+    pub fn clock_off(&self) -> Option<i64> {
         let linked = self.sync.peers().count();
         if linked < 2 {
             return None;

@@ -4,6 +4,7 @@
 //! does not read its answers, nothing more is read from it. When the client goes, what it waits for is dropped: a
 //! handler's future must stand being dropped at any await.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
@@ -22,8 +23,8 @@ use tracing::debug;
 use super::peer::{Access, Peer, Role, group_id, peer_groups, user_name};
 use super::protocol::{Call, CallHead, Reply, Request, Response};
 use super::{
-    CONNECTIONS_MAX, ControlError, IN_FLIGHT_MAX, LINE_BYTES_MAX, SOCKET_PATH_BYTES_MAX, STALL_MAX, VERSION,
-    socket_path,
+    CONNECTIONS_MAX, ControlError, IN_FLIGHT_MAX, LINE_BYTES_MAX, READERS_MAX, READERS_OF_USER_MAX,
+    SOCKET_PATH_BYTES_MAX, STALL_MAX, VERSION, socket_path,
 };
 use crate::edge::config::ControlConfig;
 
@@ -103,18 +104,28 @@ impl ControlSocket {
     /// Serves clients until it is dropped; all its connections end with it.
     pub async fn serve<H: Handler>(self, handler: H) {
         let mut connections = JoinSet::new();
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut room = Room::new();
         loop {
-            let Ok(permit) = room.clone().acquire_owned().await else { return };
             while connections.try_join_next().is_some() {}
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let (access, handler) = (self.access, handler.clone());
+                    let peer = match identify(&stream, self.access) {
+                        Ok(peer) => peer,
+                        Err(error) => {
+                            debug!(%error, "a control connection ended");
+                            continue;
+                        }
+                    };
+                    let Some(place) = room.enter(&peer).await else {
+                        debug!(user = peer.user, "a control connection is refused: there are too many of readers");
+                        continue;
+                    };
+                    let handler = handler.clone();
                     connections.spawn(async move {
-                        if let Err(error) = serve_connection(stream, access, handler).await {
+                        if let Err(error) = Connection::new(stream, peer, handler).run().await {
                             debug!(%error, "a control connection ended");
                         }
-                        drop(permit);
+                        drop(place);
                     });
                 }
                 // Out of file descriptors, most likely: it passes.
@@ -133,18 +144,45 @@ impl Drop for ControlSocket {
     }
 }
 
-async fn serve_connection<H: Handler>(stream: UnixStream, access: Access, handler: H) -> io::Result<()> {
+/// Room for connections. Readers have their own, and none of them all of it: whatever they do, operators get in.
+struct Room {
+    operators: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
+    by_reader: BTreeMap<u32, Arc<Semaphore>>,
+}
+
+/// What one connection takes of the room, until it is dropped.
+type Place = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+impl Room {
+    fn new() -> Self {
+        let room = |connections| Arc::new(Semaphore::new(connections));
+        Self { operators: room(CONNECTIONS_MAX), readers: room(READERS_MAX), by_reader: BTreeMap::new() }
+    }
+
+    /// Operators wait for a place; for a reader there is one, or `None`.
+    async fn enter(&mut self, peer: &Peer) -> Option<Place> {
+        if peer.role == Role::Operator {
+            return Some((self.operators.clone().acquire_owned().await.ok()?, None));
+        }
+        self.by_reader.retain(|_, room| room.available_permits() < READERS_OF_USER_MAX);
+        let of_user = self.by_reader.entry(peer.uid).or_insert_with(|| Arc::new(Semaphore::new(READERS_OF_USER_MAX)));
+        let of_user = of_user.clone().try_acquire_owned().ok()?;
+        Some((self.readers.clone().try_acquire_owned().ok()?, Some(of_user)))
+    }
+}
+
+fn identify(stream: &UnixStream, access: Access) -> io::Result<Peer> {
     let credentials = stream.peer_cred()?;
     let (uid, gid) = (credentials.uid(), credentials.gid());
     let groups = peer_groups(stream.as_fd())?;
-    let peer = Peer {
+    Ok(Peer {
         uid,
         gid,
         pid: credentials.pid().unwrap_or(0),
         user: user_name(uid),
         role: access.role(uid, gid, &groups),
-    };
-    Connection::new(stream, peer, handler).run().await
+    })
 }
 
 struct Connection<H> {
@@ -395,6 +433,24 @@ mod tests {
         assert!(answer[0].contains("alice (uid 1000, pid 7)") && answer[0].contains("stop the daemon"), "{answer:?}");
         let list = "{\"version\":1,\"id\":6,\"request\":\"files_list\"}\n";
         assert_eq!(exchange(Role::ReadOnly, list, 1).await, [r#"{"id":6,"response":{"files":[]}}"#]);
+    }
+
+    #[tokio::test]
+    async fn readers_leave_room_for_operators_and_for_each_other() {
+        let peer = |uid, role| Peer { uid, gid: uid, pid: 7, user: String::new(), role };
+        let mut room = Room::new();
+        let mut places = Vec::new();
+        for (uid, wanted) in (1000..).zip([READERS_OF_USER_MAX, READERS_MAX, READERS_MAX, READERS_MAX, READERS_MAX]) {
+            while let Some(place) = room.enter(&peer(uid, Role::ReadOnly)).await {
+                places.push(place);
+            }
+            assert!(places.len() <= wanted, "{} with {uid}", places.len());
+        }
+        assert_eq!(places.len(), READERS_MAX);
+        assert!(room.enter(&peer(0, Role::Operator)).await.is_some());
+        places.clear();
+        assert!(room.enter(&peer(1000, Role::ReadOnly)).await.is_some());
+        assert_eq!(room.by_reader.len(), 1, "who has gone is forgotten");
     }
 
     #[tokio::test]
