@@ -134,7 +134,14 @@ struct Folded {
 
 impl<'a> Fold<'a> {
     fn new(point: Point, checkpoints: &'a [Checkpoint]) -> Self {
-        Self { point, files: Files::default(), passed: false, checkpoints, volatile_lost: false, behind: BTreeMap::new() }
+        Self {
+            point,
+            files: Files::default(),
+            passed: false,
+            checkpoints,
+            volatile_lost: false,
+            behind: BTreeMap::new(),
+        }
     }
 
     fn take(&mut self, entry: &Entry) -> Result<(), Failure> {

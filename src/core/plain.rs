@@ -608,7 +608,8 @@ impl PlainFile {
         // A text longer than what is taken back would be kept aside as somebody's.
         if let Some(why) = too_long(&tree) {
             self.too_long = true;
-            let text = format!("{} has {why}, too much for a plain file, which stays as it was; use p2pdb files", self.name);
+            let text =
+                format!("{} has {why}, too much for a plain file, which stays as it was; use p2pdb files", self.name);
             return if std::mem::replace(&mut self.alarmed, true) { Vec::new() } else { vec![Action::Alarm { text }] };
         }
         let mut actions = if std::mem::take(&mut self.too_long) { self.alarm_cleared() } else { Vec::new() };
@@ -720,6 +721,8 @@ impl PlainFile {
 fn too_long(file: &ShownFile) -> Option<String> {
     match file.records_count() {
         records if records > SHOWN_RECORDS_MAX => Some(format!("{records} records")),
-        _ => Some(file.text().len()).filter(|bytes| *bytes > TEXT_BYTES_MAX).map(|bytes| format!("{bytes} bytes of text")),
+        _ => Some(file.text().len())
+            .filter(|bytes| *bytes > TEXT_BYTES_MAX)
+            .map(|bytes| format!("{bytes} bytes of text")),
     }
 }

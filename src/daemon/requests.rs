@@ -9,9 +9,7 @@ use crate::core::id::FileName;
 use crate::core::io::{Edit, Transaction, Wait};
 use crate::core::priority::Class;
 use crate::edge::clock::wall_ms;
-use crate::edge::control::{
-    Conflict, FileEdit, FileSummary, Peer, Request, Resolve, Response, Token,
-};
+use crate::edge::control::{Conflict, FileEdit, FileSummary, Peer, Request, Resolve, Response, Token};
 use crate::edge::token::TokenStore;
 
 /// Where join tokens are kept, below the folder of the certificates.
@@ -68,7 +66,7 @@ impl Daemon {
         let _ = reply.send(answer);
     }
 
-    fn submit_for(&mut self, transaction: Transaction, wait: Wait, deadline_ms: u64, reply: oneshot::Sender<Response>) {
+    pub(super) fn submit_for(&mut self, transaction: Transaction, wait: Wait, deadline_ms: u64, reply: oneshot::Sender<Response>) {
         self.submit(transaction, wait, deadline_ms, |_, outcome| {
             let _ = reply.send(outcome.into());
         });

@@ -217,8 +217,7 @@ fn open_stored(
         (journal, found, replayed_bytes) = read_log(journal_config(), &certifier, &done, &opened.view, &mut files)?;
     }
     info!(entries = found.entries, segments = found.segments, "log open");
-    let recovered =
-        Recovered { files, heads: found.heads, floor: found.floor, bytes_since_checkpoint: replayed_bytes };
+    let recovered = Recovered { files, heads: found.heads, floor: found.floor, bytes_since_checkpoint: replayed_bytes };
     Ok(Stored { journal, view: opened.view, recovered })
 }
 

@@ -23,8 +23,8 @@ use crate::core::oplog::Checkpoint;
 use crate::edge::journal::JournalError;
 use crate::format::checkpoint::checkpoint_cluster;
 use crate::format::segment::{
-    ARCHIVE_HEADER_BYTES, End, FRAME_HEAD_BYTES, FRAME_PAYLOAD_MAX, Frame, SEGMENT_HEADER_BYTES,
-    decode_archive_header, decode_segment_header, scan_frames,
+    ARCHIVE_HEADER_BYTES, End, FRAME_HEAD_BYTES, FRAME_PAYLOAD_MAX, Frame, SEGMENT_HEADER_BYTES, decode_archive_header,
+    decode_segment_header, scan_frames,
 };
 use crate::format::{FormatError, decode_checkpoint, decode_sealed};
 

@@ -248,7 +248,8 @@ impl Host {
             std::fs::write(folder.path().join(name), content).unwrap();
         }
         let store = BundleStore::open(self.directory().join("bundles"), 1 << 26, 1 << 30).unwrap();
-        let digest = store.put(&Procedure::of_folder(folder.path()).unwrap().bundle(), &BTreeSet::new()).unwrap().to_string();
+        let digest =
+            store.put(&Procedure::of_folder(folder.path()).unwrap().bundle(), &BTreeSet::new()).unwrap().to_string();
         run("chmod", &format!("-R a+rwX {}", self.directory().join("bundles").display()));
         digest
     }

@@ -754,5 +754,7 @@ fn of_what_could_not_be_written_yet_only_the_last_state_of_a_name_counts() {
     let reject = || Action::Reject { report: String::new() };
     assert!(rewrite(2).replaces(&rewrite(1)) && Action::Remove.replaces(&rewrite(1)));
     assert!(Action::ClearRejected.replaces(&reject()) && reject().replaces(&Action::ClearRejected));
-    assert!(!rewrite(2).replaces(&reject()) && !reject().replaces(&rewrite(1)) && !rewrite(2).replaces(&Action::KeepAside));
+    assert!(
+        !rewrite(2).replaces(&reject()) && !reject().replaces(&rewrite(1)) && !rewrite(2).replaces(&Action::KeepAside)
+    );
 }
