@@ -33,7 +33,8 @@ pub trait Journal {
     fn append(&mut self, entries: Vec<Arc<Sealed>>);
     /// Answers `Read`.
     fn read(&mut self, request: LogRead);
-    /// Keeps a state durably before anything that is appended later; answers `CheckpointStored`.
+    /// Keeps a state durably before anything that is appended later; answers `CheckpointStored`, or
+    /// `CheckpointFailed` where there is no room.
     fn store_checkpoint(&mut self, checkpoint: Checkpoint);
 }
 

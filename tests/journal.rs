@@ -539,6 +539,10 @@ fn a_checkpoint_without_room_is_answered_at_once_and_the_log_goes_on() {
     open.append(all[..10].to_vec());
     let big = || Box::new(checkpoint_of(&all[..250]));
     let needed = p2pdb::format::encode_checkpoint(&big(), rig.config.cluster).len();
+    // The next segment is there before the disk is full.
+    while rig.segments().len() < 2 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let filled = fill(&ballast);
     fs::File::options().write(true).open(&ballast).unwrap().set_len(filled - needed as u64 / 2).unwrap();
     open.journal.store_checkpoint(big());

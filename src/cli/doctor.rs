@@ -355,11 +355,12 @@ fn judge_status(status: &Status, findings: &mut Findings) {
 /// What to do about an alarm, where its text does not say that itself.
 fn alarm_remedy(name: &str) -> &'static str {
     match name {
-        "disk full" | "decisions" => "make room; it goes on by itself then",
+        "disk full" | "decisions" | "checkpoint" => "make room; it goes on by itself then",
         "clock" => "set this server's clock right, and let chrony or systemd-timesyncd keep it",
         "clock jump" => "find out why; it is cleared when the others agree with this server's clock",
         "certificate" => "link with a server that holds certs/ca.key, then p2pdb cert rotate",
         "removed" => "see 'Removing a server' in operations.md; it may join again if that was a mistake",
+        "bundles" => "make room, or delete records of Bundle; it is tried again every minute",
         "checks" => "correct the record with p2pdb files mod Check",
         _ if name.starts_with("clock of ") => "set the clock of that server right, and let it be kept",
         _ if name.starts_with("divergence ") => {
@@ -477,8 +478,19 @@ mod tests {
 
     #[test]
     fn an_alarm_is_told_with_what_to_do() {
-        for name in ["disk full", "decisions", "clock", "clock jump", "certificate", "removed", "checks", "clock of S2"]
-        {
+        let names = [
+            "disk full",
+            "decisions",
+            "checkpoint",
+            "bundles",
+            "clock",
+            "clock jump",
+            "certificate",
+            "removed",
+            "checks",
+            "clock of S2",
+        ];
+        for name in names {
             assert!(!alarm_remedy(name).is_empty(), "{name}");
         }
         assert!(alarm_remedy("divergence S2").contains("p2pdb replay --check"));

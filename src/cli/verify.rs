@@ -339,7 +339,7 @@ fn tell(verifier: &Verifier, wrong: Option<Finding>, session: &mut Session) -> O
         }
         if verifier.earlier > 0 {
             output.line(format_args!(
-                "{} entries are from before the beginning of this log: only a checkpoint stands for them; give the archives, too, to have them verified",
+                "{} entries are from before the beginning of this log: only a checkpoint stands for them; give the archives in front of it, too, to have them verified",
                 verifier.earlier
             ))?;
         }

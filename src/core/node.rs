@@ -50,12 +50,9 @@ pub struct Limits {
     /// A commit takes no further work once it has reached this.
     pub commit_bytes: usize,
     pub commit_entries: usize,
-    /// A group of entries under one signature takes no further one once it may have reached this.
-    pub signed_bytes: usize,
     /// Unacknowledged bytes in flight to one peer before the flow to it pauses.
     pub window_bytes: usize,
-    /// What one read from the log asks for; at least the largest group of entries under one signature, which is
-    /// `signed_bytes` and one entry.
+    /// What one read from the log asks for; a group of entries under one signature is no larger, or is one entry.
     pub read_bytes: usize,
     /// Received bytes that wait for the writer before no more are read from the links.
     pub reception_bytes: usize,
@@ -66,7 +63,6 @@ impl Default for Limits {
         Self {
             commit_bytes: 256 * 1024,
             commit_entries: 1024,
-            signed_bytes: 192 * 1024,
             window_bytes: 2 * 1024 * 1024,
             read_bytes: 768 * 1024,
             reception_bytes: 8 * 1024 * 1024,

@@ -7,7 +7,7 @@
 //! States: *in step* (the file holds the tree's text) · *in flight* (a save is submitted; later saves wait, and the
 //! tree's news is not shown, until the outcome) · *unsettled* (the file is missing, or holds what cannot be taken; it
 //! is given [`GRACE_MS`] to become a save that can be, because editors and scripts do their work in several
-//! steps). Whatever happens, it ends in step: the file holds the tree's text byte for byte, and what was saved is
+//! steps). Whatever happens, it ends in step: the file holds the tree's text byte for byte (unless that is too long to be shown: then the file stays as it was), and what was saved is
 //! in the log, or in `FILE.rejected` with the reason, or was there before.
 //!
 //! # Which text had the author in hand?
@@ -173,7 +173,9 @@ impl Action {
     pub fn replaces(&self, earlier: &Self) -> bool {
         let writes = |action: &Self| matches!(action, Self::Rewrite { .. } | Self::Remove);
         let reports = |action: &Self| matches!(action, Self::Reject { .. } | Self::ClearRejected);
-        (writes(self) && writes(earlier)) || (reports(self) && reports(earlier))
+        let alarms = |action: &Self| matches!(action, Self::Alarm { .. } | Self::AlarmCleared);
+        [writes(self) && writes(earlier), reports(self) && reports(earlier), alarms(self) && alarms(earlier)]
+            .contains(&true)
     }
 }
 
@@ -498,7 +500,7 @@ impl PlainFile {
                 return Vec::new();
             }
         };
-        if self.tree.is_some() && save.bytes == tree.text().as_bytes() {
+        if self.tree.is_some() && too_long(&tree).is_none() && save.bytes == tree.text().as_bytes() {
             return self.clear_rejected();
         }
         let parsed = match save.bytes.starts_with(REPORT_MARK.as_bytes()) {
@@ -539,7 +541,11 @@ impl PlainFile {
     fn base_of(&self, save: &Save, records: &Records, tree: &Arc<ShownFile>) -> (Arc<ShownFile>, bool) {
         let possible = |text: &&Text| !save.orphan || text.id <= save.held;
         let texts: Vec<&Text> = self.texts.iter().filter(possible).collect();
-        let Some(newest) = texts.last() else { return (tree.clone(), true) };
+        let Some(newest) = texts.last() else {
+            // Of what is not shown nobody can have left anything out.
+            let base = if too_long(tree).is_some() { Arc::default() } else { tree.clone() };
+            return (base, true);
+        };
         let reference = texts.iter().rposition(|text| text.seen);
         let mut best = reference.map_or(newest, |at| &texts[at]);
         let older = || texts[..reference.unwrap_or(0)].iter().rev().filter(|text| text.seen);

@@ -1,4 +1,5 @@
-//! Bundles: what is put by a command, what is fetched from the others. The disk is waited for on threads of its own, never by the loop.
+//! Bundles: what is put by a command, what is fetched from the others. Threads of their own write them; parts are read by the loop, mostly
+//! from the system's memory.
 //!
 //! One that is put: parts arrive → stored → named by a record → answered. One that is fetched: named by a record → parts arrive → stored.
 
@@ -143,6 +144,7 @@ impl Daemon {
             Ok(_) => {
                 self.fetcher.stored(&digest);
                 info!(%digest, "bundle stored");
+                self.clear_alarm(BUNDLES_ALARM);
                 self.fetch_bundles();
             }
             Err(error) => self.raise_alarm(BUNDLES_ALARM.into(), format!("the bundle with digest {digest}: {error}")),
@@ -159,7 +161,8 @@ impl Daemon {
 
     pub(super) fn fetch_bundles(&mut self) {
         let named = self.named_bundles();
-        if named.keys().all(|digest| self.bundles.holds(digest)) {
+        let bytes_max = self.bundles.bytes_max();
+        if named.iter().all(|(digest, size)| *size > bytes_max || self.bundles.holds(digest)) {
             self.clear_alarm(BUNDLES_ALARM);
         }
         let peers = self.node.sync().names();

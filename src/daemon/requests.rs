@@ -66,7 +66,13 @@ impl Daemon {
         let _ = reply.send(answer);
     }
 
-    pub(super) fn submit_for(&mut self, transaction: Transaction, wait: Wait, deadline_ms: u64, reply: oneshot::Sender<Response>) {
+    pub(super) fn submit_for(
+        &mut self,
+        transaction: Transaction,
+        wait: Wait,
+        deadline_ms: u64,
+        reply: oneshot::Sender<Response>,
+    ) {
         self.submit(transaction, wait, deadline_ms, |_, outcome| {
             let _ = reply.send(outcome.into());
         });

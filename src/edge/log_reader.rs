@@ -388,7 +388,7 @@ impl LogReader {
 }
 
 impl Loaded {
-    /// Whether there are bytes behind the last frame that were not there at the last look. Zeros are none.
+    /// Whether there are bytes behind the last frame that were not there at the last look. Zeros behind a whole frame are none.
     fn has_grown(&self) -> bool {
         let Some(file) = &self.file else { return false };
         let at = self.end.at();

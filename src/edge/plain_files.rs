@@ -29,13 +29,15 @@
 //! | A new name | After a grace a new management file, if the name can be one; `core::plain::is_shown_name` |
 //! | `FILE~`, `.FILE.swp`, `4913`, `FILE.rejected`, … | Left alone |
 //! | Changed while p2pdb was not running | Kept in `FILE.rejected`; the tree's text |
+//! | Saved in a file that bears two names of the folder (a hard link) | A save in both |
+//! | The tree's file has more than 100,000 records or 4 MiB of text | An alarm; the file stays as it was |
 //! | The folder is deleted, moved or unmounted | An alarm; it is made anew and filled |
 //! | The folder is full or read-only | An alarm; tried again every second |
 //! | Too many events for the kernel's queue | Everything is looked at anew |
 //!
 //! Refused means: `FILE.rejected` has the saved text and the reasons, `FILE` has the tree's text again, and nothing has
 //! changed for the other servers. The next good save removes `FILE.rejected`. Invariant: when nothing is under way, every
-//! file holds the tree's text byte for byte. Mode and owner of a file stay as its users set them; access lists do
+//! file holds the tree's text byte for byte, or one that is older where it is too long to be shown. Mode and owner of a file stay as its users set them; access lists do
 //! not. A save is what ends with closing the file: what a program writes and never closes is not seen.
 
 mod folder;
@@ -88,7 +90,7 @@ pub struct PlainFiles {
 
 impl PlainFiles {
     /// Opens the folder, makes it if it is missing, compares it with the tree and starts watching. `current` has every
-    /// file of the tree. When it returns, all of them are shown.
+    /// file of the tree. When it returns, all of them are shown, but those that are too long.
     ///
     /// # Errors
     /// The folder cannot be made or opened, or it cannot be watched.

@@ -84,7 +84,6 @@ impl Plan {
             node.limits = Limits {
                 commit_bytes: 3_000,
                 commit_entries: random.between(1, 20) as usize,
-                signed_bytes: 2_000,
                 window_bytes: random.between(2_000, 12_000) as usize,
                 read_bytes: 8_000,
                 reception_bytes: 16_000,

@@ -392,6 +392,14 @@ fn what_is_saved_in_a_file_that_bears_another_shown_name_too_is_saved_in_both() 
     rig.shell("echo 'x, 1' >> Notes");
     rig.until_tree("both are read", |tree| tree.text("Copy") == "a, 1\nx, 1\n");
     rig.ends_as(&["a, 1", "x, 1"]);
+    rig.shell("echo 'y, 1' >> Copy");
+    rig.until_tree("both are read", |tree| tree.text("Copy").ends_with("y, 1\n"));
+    rig.ends_as(&["a, 1", "x, 1", "y, 1"]);
+    // The one watch of the two stays with the name that is left.
+    rig.shell("rm Copy");
+    std::thread::sleep(Duration::from_secs(2));
+    rig.shell("echo 'z, 1' >> Notes");
+    rig.ends_as(&["a, 1", "x, 1", "y, 1", "z, 1"]);
 }
 
 #[test]

@@ -166,8 +166,9 @@ def _publish(found: Path, published: Path) -> None:
         shutil.copy(kept, published)
     shutil.copytree(found / KEPT, published / KEPT, dirs_exist_ok=True)
     title, rest = (found / "report.md").read_text(encoding="utf-8").split("\n", 1)
-    remarks = (published / "remarks.md").read_text(encoding="utf-8").split("\n", 1)[1].strip()
-    (published / "README.md").write_text(f"{title}\n\n{remarks}\n{rest}", encoding="utf-8")
+    remarks = published / "remarks.md"
+    said = remarks.read_text(encoding="utf-8").partition("\n")[2].strip() if remarks.exists() else ""
+    (published / "README.md").write_text(f"{title}\n\n{said}\n{rest}", encoding="utf-8")
 
 
 def _write(bench: Bench, found: Findings) -> list[str]:

@@ -58,6 +58,15 @@ impl Node {
         }
     }
 
+    /// Keeps a checkpoint if one is due and there is room for it.
+    pub(super) fn checkpoint_if_due(&mut self, out: &mut Vec<Output>) {
+        if self.bytes_since_checkpoint >= self.config.checkpoint_bytes && !self.checkpoint_lacks_room {
+            self.bytes_since_checkpoint = 0;
+            self.checkpoints_unanswered += 1;
+            out.push(Output::StoreCheckpoint(Box::new(self.checkpoint())));
+        }
+    }
+
     pub(super) fn checkpoint_failed(&mut self, out: &mut Vec<Output>) {
         if self.checkpoints_unanswered > 0 {
             self.checkpoints_unanswered -= 1;

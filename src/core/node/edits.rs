@@ -95,7 +95,7 @@ impl Node {
         let limits = self.config.limits;
         let mut commit = Commit::default();
         let mut overlay = Overlay::default();
-        // Entries are signed in groups, so that each is read and sent whole: bytes so far, and the last entry's place.
+        // Entries are signed in groups that are read whole: what each may take so far, and its last entry's place.
         let mut groups: BTreeMap<Stream, (usize, usize)> = BTreeMap::new();
         let mut signers = Vec::new();
         while commit.bytes < limits.commit_bytes && commit.entries.len() < limits.commit_entries {
@@ -107,12 +107,14 @@ impl Node {
                         overlay.note(&self.files, sealed.entry());
                         commit.bytes += sealed.entry().weight_bytes();
                         commit.tickets.push((ticket, sealed.id().clone(), wait, deadline_us));
+                        let bytes = sealed.entry().frame_bytes_max();
                         let group = groups.entry(sealed.id().stream.clone()).or_default();
-                        *group = (group.0 + sealed.entry().frame_bytes_max(), commit.entries.len());
-                        if group.0 >= limits.signed_bytes {
+                        // An entry by itself is always read, whatever its size.
+                        if group.0 > 0 && group.0 + bytes > limits.read_bytes {
                             signers.push(group.1);
-                            groups.remove(&sealed.id().stream);
+                            group.0 = 0;
                         }
+                        *group = (group.0 + bytes, commit.entries.len());
                         commit.entries.push(Arc::new(sealed));
                     }
                 },
@@ -224,11 +226,7 @@ impl Node {
         if !pushed {
             self.push_own(&entries, out);
         }
-        if self.bytes_since_checkpoint >= self.config.checkpoint_bytes && !self.checkpoint_lacks_room {
-            self.bytes_since_checkpoint = 0;
-            self.checkpoints_unanswered += 1;
-            out.push(Output::StoreCheckpoint(Box::new(self.checkpoint())));
-        }
+        self.checkpoint_if_due(out);
         self.update_lifecycle(now, out);
     }
 
@@ -277,8 +275,12 @@ impl Node {
     pub(super) fn room(&mut self, available: bool, out: &mut Vec<Output>) {
         self.has_room = available;
         if available {
-            self.checkpoint_lacks_room = false;
             self.clear_alarm("disk full", out);
+            // While a received checkpoint is unanswered none is asked for: its answer would be taken for that one's.
+            let lacked = std::mem::take(&mut self.checkpoint_lacks_room);
+            if lacked && !matches!(self.writing, Some(Writing::Checkpoint { .. })) {
+                self.checkpoint_if_due(out);
+            }
             return;
         }
         self.raise_alarm("disk full", "no room for the log: edits are refused and nothing is received".into(), out);

@@ -1,6 +1,7 @@
 //! Time: what is due at a tick, what peers tell of themselves in a beat, and whose clock is wrong.
 //!
-//! A server whose clock is far off by the judgement of the others refuses edits. Entries from the future raise an alarm; from more than a day
+//! A server whose clock is far off by the judgement of the others refuses edits, and so does one whose clock is more than a day behind the newest
+//! entry that it holds. Entries from the future raise an alarm; from more than a day
 //! ahead they are not taken.
 
 use super::{ClockAnchor, Node};

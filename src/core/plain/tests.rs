@@ -748,6 +748,18 @@ fn a_text_too_long_to_be_taken_back_is_told_and_not_shown() {
 }
 
 #[test]
+fn what_is_saved_under_a_name_that_is_not_shown_deletes_nothing() {
+    let mut world = World::new(&[]);
+    let long = "x".repeat(4000);
+    (0..1100).for_each(|number| world.apply_remote(&format!("r{number}, {long}")));
+    world.remote("b, 2");
+    assert_eq!(world.disk, None);
+    world.replace("a, 1\n");
+    world.commit();
+    assert_eq!(world.files.file(&world.name).unwrap().len(), 1102);
+}
+
+#[test]
 fn of_what_could_not_be_written_yet_only_the_last_state_of_a_name_counts() {
     let file = World::new(&["a, 1"]).tree();
     let rewrite = |id| Action::Rewrite { id, file: file.clone(), keep_time: false };

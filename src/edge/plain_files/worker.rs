@@ -276,18 +276,6 @@ impl Worker {
             && let Ok(name) = FileName::new(name)
         {
             self.look(&name, mask.contains(EventMask::CREATE));
-            if mask.contains(EventMask::CLOSE_WRITE) {
-                self.read_by_name(&name);
-            }
-        }
-    }
-
-    /// Reads what was written into a file that bears two shown names: its one watch tells of the other name only.
-    fn read_by_name(&mut self, name: &FileName) {
-        let Some(inode) = self.files.get(name).and_then(|held| held.current.as_ref()) else { return };
-        let watch = inode.watch.get_watch_descriptor_id();
-        if self.watched.get(&watch) != Some(name) {
-            self.read_again(name, watch);
         }
     }
 
@@ -314,7 +302,19 @@ impl Worker {
         }
         if mask.contains(EventMask::CLOSE_WRITE) {
             self.read_again(&name, watch);
+            // It may bear further shown names; its one watch is of this one.
+            for (other, held_by) in self.current_watches() {
+                if held_by == watch && other != name {
+                    self.read_again(&other, watch);
+                }
+            }
         }
+    }
+
+    /// Whose file each name has now.
+    fn current_watches(&self) -> Vec<(FileName, i32)> {
+        let watch = |held: &Watched| Some(held.current.as_ref()?.watch.get_watch_descriptor_id());
+        self.files.iter().filter_map(|(name, held)| Some((name.clone(), watch(held)?))).collect()
     }
 
     /// Reads a file that was written into.
@@ -536,6 +536,8 @@ impl Worker {
 
     fn release_orphans(&mut self, now: Instant) {
         let watches = self.inotify.watches();
+        let used: BTreeMap<i32, FileName> =
+            self.current_watches().into_iter().map(|(name, watch)| (watch, name)).collect();
         for (name, held) in &mut self.files {
             let (mut bytes, mut count) = (0, 0);
             // The newest first.
@@ -552,8 +554,15 @@ impl Worker {
                     );
                 }
                 held.plain.closed(inode.text);
-                self.watched.remove(&inode.watch.get_watch_descriptor_id());
-                let _ = watches.clone().remove(inode.watch);
+                let watch = inode.watch.get_watch_descriptor_id();
+                match used.get(&watch) {
+                    // It has another shown name.
+                    Some(holder) => drop(self.watched.insert(watch, holder.clone())),
+                    None => {
+                        self.watched.remove(&watch);
+                        let _ = watches.clone().remove(inode.watch);
+                    }
+                }
             }
         }
     }
