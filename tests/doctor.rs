@@ -14,9 +14,11 @@ fn wrong(server: &Server) -> Vec<String> {
     assert!(!findings.is_empty(), "{output:?}");
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap().to_owned();
     let wrong = findings.iter().filter(|finding| finding["good"] == false);
+    assert_eq!(output.code, Some(i32::from(wrong.clone().next().is_some())), "{output:?}");
+    // Whether ICMP can be asked is up to the machine that tests.
+    let wrong = wrong.filter(|finding| finding["about"] != "checks");
     let wrong: Vec<_> =
         wrong.map(|it| format!("{}: {}; {}", text(it, "about"), text(it, "text"), text(it, "remedy"))).collect();
-    assert_eq!(output.code, Some(i32::from(!wrong.is_empty())), "{output:?}");
     wrong
 }
 

@@ -65,16 +65,21 @@ fn run_as(args: DaemonArgs, witness: bool) -> Outcome {
 
 fn failure(error: DaemonError) -> Failure {
     let hint = match &error {
-        DaemonError::Mesh(_) => "is another program using the address? see listen in p2pdb.toml",
+        DaemonError::Mesh(_) => match system_said(&error) {
+            Some(ErrorKind::AddrNotAvailable) => "no interface of this machine has that address; correct listen in p2pdb.toml",
+            Some(ErrorKind::PermissionDenied) => "ports below 1024 are for root; take another one as listen in p2pdb.toml",
+            _ => "is another program using the address? see listen in p2pdb.toml",
+        },
+        DaemonError::Control(_) => "",
         DaemonError::LogLost(_) => "look at the disk; when it is well again, start the daemon: the log is checked then",
         other => match system_said(other) {
             Some(ErrorKind::ReadOnlyFilesystem) => {
-                "the folder is on a read-only file system, or the unit may not write there: then systemctl edit p2pdb, and \
-                 below [Service] ReadWritePaths=FOLDER"
+                "the folder is on a read-only file system, or the unit may not write there: then install -d -o p2pdb -g p2pdb FOLDER, \
+                 systemctl edit p2pdb, and below [Service] ReadWritePaths=FOLDER"
             }
             Some(ErrorKind::PermissionDenied) => {
-                "the daemon's user must own its directory and all that is in it; a daemon that was started as root leaves \
-                 files of root: chown -R mends that"
+                "the daemon's user must be able to write there; its own directory it must own with all that is in it: a daemon that was \
+                 started as root leaves files of root, and chown -R mends that"
             }
             _ => "",
         },
@@ -98,6 +103,7 @@ fn system_said(error: &(dyn Error + 'static)) -> Option<ErrorKind> {
 mod tests {
     use super::*;
     use crate::edge::lock::LockError;
+    use crate::edge::quic::MeshError;
 
     #[test]
     fn where_the_system_does_not_let_it_write_it_is_said_what_to_do() {
@@ -107,5 +113,10 @@ mod tests {
         let lock = LockError::Io { path: "/srv/S1/lock".into(), source: ErrorKind::PermissionDenied.into() };
         assert!(hint(DaemonError::Lock(lock)).contains("chown -R"));
         assert_eq!(hint(DaemonError::Driver), "");
+        let listen = |kind: ErrorKind| {
+            hint(DaemonError::Mesh(MeshError::Listen { address: "192.0.2.1:1".parse().unwrap(), source: kind.into() }))
+        };
+        assert!(listen(ErrorKind::AddrNotAvailable).starts_with("no interface of this machine"));
+        assert!(listen(ErrorKind::AddrInUse).starts_with("is another program"));
     }
 }

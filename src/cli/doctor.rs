@@ -7,9 +7,11 @@ mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use clap::Args;
 use inotify::{Inotify, WatchMask};
@@ -30,7 +32,7 @@ use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::core::service::{Service, procedure_of};
 use crate::edge::config::{Config, Driver};
-use crate::edge::control::{LinkState, Request, Response, Status};
+use crate::edge::control::{LinkState, OriginalView, Request, Response, Status};
 #[cfg(feature = "libvirt")]
 use crate::edge::guests::{
     FOLDER, SPANNING_TREE_REMEDY, describe_libvirt, describe_template, found_acceleration, original_name, spanning_tree,
@@ -99,7 +101,7 @@ pub fn run(args: DoctorArgs, session: &mut Session) -> Outcome {
             judge_decisions(&status, &mut findings);
             judge_files(&files, &mut findings);
             if let Ok(config) = &config {
-                judge_gates(config, &files.originals, &mut findings);
+                judge_gates(config, &args.directory, &mut findings);
             }
         }
         Err(failure) => {
@@ -143,6 +145,9 @@ fn machine(config: &Config, findings: &mut Findings) {
     }
     match can_watch(&config.files) {
         Ok(()) => findings.good("plain files", "the folder can be watched"),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            findings.good("plain files", "not looked at: this user may not read the folder");
+        }
         Err(error) => {
             let remedy = "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches with sysctl, \
                           and see that the folder is there";
@@ -162,6 +167,14 @@ fn judge_service_network(config: &Config, services: Option<&Files>, findings: &m
             return findings
                 .good("service network", "none is set: this host holds no service address and no original servers");
         };
+        if UdpSocket::bind((service.address.ip, 0)).is_ok() {
+            let text = format!(
+                "{} is on this host, and not by p2pdb: it is watched; once played elsewhere, this server does not come back by \
+                 itself",
+                service.address
+            );
+            return findings.good("service network", text);
+        }
         let text = format!(
             "the file Service gives {} to {}, and no interface is set: this server does not take it, and counts as failed",
             service.address, config.name
@@ -179,7 +192,9 @@ fn judge_service_network(config: &Config, services: Option<&Files>, findings: &m
     if !Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success()) {
         findings.wrong("service network", "the program 'ip' does not run", "install iproute2");
     }
-    if network::loses_addresses(Path::new(network::SETTINGS), &interface) {
+    let own = services.and_then(|files| Service::of(files, &config.name)).map(|service| service.address);
+    let has_neighbours = own.is_some_and(|own| own.ip.is_ipv4() && own.prefix < 32);
+    if has_neighbours && network::loses_addresses(Path::new(network::SETTINGS), &interface) {
         let text = format!("with its service address, '{interface}' loses addresses of that network that came later");
         let remedy = format!("sysctl net/ipv4/conf/{interface}/promote_secondaries=1, and the same in /etc/sysctl.d");
         findings.wrong("service network", text, remedy);
@@ -198,19 +213,25 @@ fn judge_service_network(config: &Config, services: Option<&Files>, findings: &m
 }
 
 /// A guest that does not serve must not be reached: somebody else may have its address by now.
-fn judge_gates(config: &Config, originals: &Files, findings: &mut Findings) {
+fn judge_gates(config: &Config, directory: &DirectoryArgs, findings: &mut Findings) {
     let Some(interface) = config.service.interface().filter(|_| config.originals.driver == Driver::Libvirt) else {
         return;
     };
-    let open = network::open_gates(Path::new(network::INTERFACES), &interface);
-    let is_serving =
-        |record: &&Record| record.field(0) == config.name.as_str() && record.field(2) == GuestState::Serving.word();
-    let serving = originals.records_of(file::ORIGINAL).filter(is_serving).count();
-    if open.len() > serving {
+    let look = || {
+        let open = network::open_gates(Path::new(network::INTERFACES), &interface);
+        let Ok(Response::Originals(originals)) = directory.call(&Request::Originals) else { return None };
+        let is_serving = |view: &&OriginalView| view.host == config.name.as_str() && view.state == GuestState::Serving.word();
+        let serving = originals.iter().filter(is_serving).count();
+        (open.len() > serving).then_some((open, serving))
+    };
+    // A gate is opened a moment before its original is said to serve.
+    let Some(_) = look() else { return };
+    std::thread::sleep(Duration::from_secs(1));
+    if let Some((open, serving)) = look() {
         let text =
             format!("{serving} of {} gates that are up ({}) are of originals that serve", open.len(), open.join(", "));
-        let remedy =
-            "let no network manager take interfaces named p2pdb*; 'ip link set NAME down' for those that do not serve";
+        let remedy = "let no network manager take interfaces named p2pdb*; see which one serves (p2pdb original list) before you shut \
+                      one with 'ip link set NAME down'";
         findings.wrong("virtual machines", text, remedy);
     }
 }
@@ -395,6 +416,17 @@ fn judge_decisions(status: &Status, findings: &mut Findings) {
             "start one of them; if they are gone for good, see 'No quorum' in recovery.md",
         );
     }
+    for target in &report.targets {
+        for check in target.checks.iter().filter(|check| check.unable) {
+            let why = check.last.clone().unwrap_or_default();
+            let (what, remedy) = why.split_once("; ").unwrap_or((&why, ""));
+            let text = format!(
+                "{} cannot be asked '{}' from here, so nothing is known of it: {what}",
+                target.target, check.question
+            );
+            findings.wrong("checks", text, remedy);
+        }
+    }
     for it in report.recovered.iter().filter(|it| it.phase != "serving") {
         let text = format!("{} is out of the group and is not served: {} {}", it.target, it.phase, it.note);
         findings.wrong("decisions", text, format_args!("see p2pdb why {}", it.target));
@@ -441,11 +473,12 @@ fn judge_files(files: &GroupFiles, findings: &mut Findings) {
         }
     }
     findings.conclude("services", format_args!("{} with addresses and procedures", servers.len()));
-    let mut ready = 0;
+    let (mut ready, mut limited) = (0, 0);
     for record in files.originals.records_of(file::ORIGINAL) {
         match record.field(2) {
             READY => ready += 1,
             LIMITED => {
+                limited += 1;
                 let text =
                     format!("{} of {} can stand in for nobody: {}", record.field(1), record.field(0), record.field(3));
                 findings.wrong(
@@ -465,7 +498,7 @@ fn judge_files(files: &GroupFiles, findings: &mut Findings) {
             _ => {}
         }
     }
-    if ready == 0 && !servers.is_empty() {
+    if ready + limited == 0 && !servers.is_empty() {
         let text = "no host has one that is ready, so no failed server can be recovered";
         findings.wrong("original servers", text, "set service.interface in p2pdb.toml of the hosts");
     }

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rustix::fs::{Access, access};
 use rustix::thread::{Gid, Uid, set_thread_gid, set_thread_groups, set_thread_uid};
 use serde::Serialize;
 
@@ -116,10 +117,12 @@ pub fn become_owner(directory: &Path) -> Result<(), Failure> {
 
 /// Makes a server's directory, which others may enter but not list or change.
 pub fn create_directory(directory: &Path) -> Result<(), Failure> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(directory).map_err(|error| {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(directory);
+    let usable = made.and_then(|()| Ok(access(directory, Access::WRITE_OK | Access::EXEC_OK)?));
+    usable.map_err(|error| {
         Failure::storage(
-            format!("{}: cannot be made: {error}", directory.display()),
-            "choose another --dir, or run it as a user who may write there",
+            format!("{}: cannot be made or written: {error}", directory.display()),
+            "choose another --dir, or run it as root or as the owner of the directory",
         )
     })
 }

@@ -261,7 +261,11 @@ fn check_new_directory(directory: &Path) -> Result<(), Failure> {
             Some(_) => Err(Failure::input(format!("{} is not empty", directory.display()), hint)),
         },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Failure::storage(format!("{}: cannot be read: {error}", directory.display()), hint)),
+        Err(error) => {
+            let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+            let hint = if denied { "run it as root or as the owner of the directory" } else { hint };
+            Err(Failure::storage(format!("{}: cannot be read: {error}", directory.display()), hint))
+        }
     }
 }
 

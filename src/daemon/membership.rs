@@ -171,7 +171,7 @@ impl Daemon {
     /// From now on no edit is taken here, for nobody would get it.
     pub(super) fn raise_removed(&mut self, why: &str) {
         let text = format!(
-            "this server has been removed from the group: {why}; stop the daemon, or join anew in another directory"
+            "this server has been removed from the group: {why}; stop the daemon; to join anew, empty its directory first, or take another one"
         );
         self.raise_alarm(REMOVED_ALARM.into(), text);
     }

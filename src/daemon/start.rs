@@ -297,6 +297,5 @@ fn join_server(
                 answer.await.map_err(|_| stopping())?
             })
         }),
-        issuers: Box::new(Vec::new),
     })
 }

@@ -72,9 +72,6 @@ pub struct JoinGrant {
 pub type Admit =
     Box<dyn Fn(JoinRequest) -> Pin<Box<dyn Future<Output = Result<JoinGrant, String>> + Send>> + Send + Sync>;
 
-/// The members that hold the CA key, as the daemon knows them.
-pub type Issuers = Box<dyn Fn() -> Vec<(ServerName, SocketAddr)> + Send + Sync>;
-
 /// The side of joins that answers.
 pub struct JoinServer {
     /// `None` on a server that does not hold the CA key.
@@ -83,7 +80,6 @@ pub struct JoinServer {
     /// How long an issued certificate is valid, in ms.
     pub validity_ms: u64,
     pub admit: Admit,
-    pub issuers: Issuers,
 }
 
 impl JoinServer {
@@ -138,13 +134,9 @@ impl JoinServer {
 
     async fn decide(&self, connection: &Connection, bytes: &[u8]) -> Result<Answer, String> {
         let Some(authority) = &self.authority else {
-            let issuers = (self.issuers)();
-            let list: Vec<_> = issuers.iter().map(|(name, address)| format!("{name} ({address})")).collect();
-            let through = match list.is_empty() {
-                true => "a server that has certs/ca.key, usually the one that ran init".to_owned(),
-                false => format!("one of: {}", list.join(", ")),
-            };
-            return Err(format!("this server does not hold the cluster CA key; join through {through}"));
+            let why = "this server does not hold the cluster CA key; join through a server that has certs/ca.key, usually the one \
+                       that ran init";
+            return Err(why.into());
         };
         let request =
             Request::decode(bytes).ok_or("the request is malformed; is the joining p2pdb newer than this?")?;

@@ -21,16 +21,32 @@ pub fn firewall_drops(bridge: &str) -> bool {
     if !sees || !Path::new(INTERFACES).join(bridge).join("bridge").exists() {
         return false;
     }
-    let listed = Command::new("iptables").args(["-S", "FORWARD"]).output();
+    let listed = Command::new("iptables").arg("-S").output();
     listed.is_ok_and(|output| drops(&String::from_utf8_lossy(&output.stdout), bridge))
 }
 
-/// What `iptables -S FORWARD` printed, looked through for the policy and the usual exceptions from it.
+/// What `iptables -S` printed, looked through for the policy of FORWARD and the usual exceptions from it, there and in the chains that it
+/// leads to.
 fn drops(rules: &str, bridge: &str) -> bool {
     let from = format!(" -i {bridge} ");
-    let passes =
-        |rule: &str| rule.ends_with("-j ACCEPT") && (rule.contains("--physdev-is-bridged") || rule.contains(&from));
-    rules.lines().any(|rule| rule == "-P FORWARD DROP") && !rules.lines().any(passes)
+    let (mut chains, mut at) = (vec!["FORWARD"], 0);
+    while let Some(chain) = chains.get(at) {
+        let start = format!("-A {chain} ");
+        at += 1;
+        for rule in rules.lines().filter(|rule| rule.starts_with(&start)) {
+            let is_for_all = rule[start.len()..] == *"-j ACCEPT";
+            let is_for_bridges = rule.contains("--physdev-is-bridged") || rule.contains(&from);
+            if rule.ends_with("-j ACCEPT") && (is_for_all || is_for_bridges) {
+                return false;
+            }
+            if let Some((_, next)) = rule.rsplit_once(" -j ")
+                && !chains.contains(&next)
+            {
+                chains.push(next);
+            }
+        }
+    }
+    rules.lines().any(|rule| rule == "-P FORWARD DROP")
 }
 
 /// The gates of virtual machines at a bridge that are open.
@@ -77,6 +93,10 @@ mod tests {
         assert!(!drops("-P FORWARD DROP\n-A FORWARD -m physdev --physdev-is-bridged -j ACCEPT\n", "br0"));
         assert!(!drops("-P FORWARD DROP\n-A FORWARD -i br0 -o br0 -j ACCEPT\n", "br0"));
         assert!(!drops("", "br0"));
+        let excepted = "-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n-A DOCKER-USER -i br0 -o br0 -j ACCEPT\n";
+        assert!(!drops(excepted, "br0"));
+        assert!(!drops("-P FORWARD DROP\n-A FORWARD -j ACCEPT\n", "br0"));
+        assert!(drops("-P FORWARD DROP\n-A INPUT -i br0 -j ACCEPT\n", "br0"));
     }
 
     #[test]

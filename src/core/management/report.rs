@@ -159,7 +159,7 @@ impl Management {
             work.push(WorkReport { server: me.clone(), work: what, waits_for, unblock: None });
         }
         if let Some(waits) = &self.standing.back.waits {
-            let unblock = Some(format!("p2pdb failback {me}"));
+            let unblock = self.standing.back.operator_ends.then(|| format!("p2pdb failback {me}"));
             let what = "comes back into the group".into();
             work.push(WorkReport { server: me.clone(), work: what, waits_for: Some(waits.clone()), unblock });
         }

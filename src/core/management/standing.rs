@@ -14,7 +14,7 @@ use crate::core::decision::{Act, Decision, Slot};
 use crate::core::id::ServerName;
 use crate::core::io::Ticket;
 use crate::core::lifecycle::Lifecycle;
-use crate::core::opinion::Health;
+use crate::core::opinion::{Blindness, Health};
 use crate::core::ring::Managers;
 use crate::core::schema::file;
 use crate::core::service::Service;
@@ -54,6 +54,8 @@ pub(super) struct WayBack {
     next_us: u64,
     /// Why this server does not return yet, in words.
     pub waits: Option<String>,
+    /// Whether an operator who wants it back ends that wait, and nothing breaks by it.
+    pub operator_ends: bool,
 }
 
 impl Membership {
@@ -191,6 +193,7 @@ impl Management {
         let me = self.config.me.clone();
         let now_us = turn.now_us();
         let asked = self.standing.back.asked_by.is_some();
+        self.standing.back.operator_ends = !asked;
         if !asked {
             if self.config.failback == Failback::Manual {
                 return Some("for an operator: failback is manual".into());
@@ -208,6 +211,7 @@ impl Management {
         if let Some(left_ms) = self.return_pause_ms(turn).filter(|_| !asked) {
             return Some(format!("because it came back and failed again before, {} s more", left_ms.div_ceil(1000)));
         }
+        self.standing.back.operator_ends = false;
         if self.own.may_hold() {
             return Some("for its own address to be released".into());
         }
@@ -290,11 +294,13 @@ impl Management {
             };
         }
         let report = self.watch.reports(now_us).into_iter().find(|report| report.target == me && report.host == me)?;
+        let untaken = Service::of(turn.scene.files, &me).filter(|_| !self.config.service_network);
         match report.health {
             Health::Healthy if report.health_for_ms >= HEALTHY_MS => None,
             Health::Healthy => Some("for its own service to stay in order".into()),
+            // Nothing is concluded from questions that cannot be put.
+            Health::Blind(Blindness::Unable) if untaken.is_none() => None,
             health => {
-                let untaken = Service::of(turn.scene.files, &me).filter(|_| !self.config.service_network);
                 let asked_at = untaken.map_or(String::new(), |service| {
                     format!(" at {}, which it does not take without a service.interface", service.address)
                 });

@@ -57,6 +57,8 @@ struct Group {
     wrong_ms: BTreeMap<usize, i64>,
     /// Hosts whose original servers cannot take an address.
     without_network: BTreeSet<usize>,
+    /// Servers that cannot put questions.
+    unable: BTreeSet<usize>,
     /// Servers that cannot look at addresses, and those that get no lease.
     blind: BTreeSet<usize>,
     without_lease: BTreeSet<usize>,
@@ -403,6 +405,7 @@ impl Group {
             }
             ManagementOutput::Ask(Probe { id, address, timeout_ms, .. }) => {
                 let (after_us, outcome) = match self.answers(index, address) {
+                    _ if self.unable.contains(&index) => (500, ProbeOutcome::Unable("no socket".into())),
                     Some(true) => (500, ProbeOutcome::Answered { took_us: 500 }),
                     Some(false) => (500, ProbeOutcome::Refused("connection refused".into())),
                     None => (timeout_ms * MS, ProbeOutcome::Failed(format!("no answer within {timeout_ms} ms"))),
@@ -655,6 +658,14 @@ fn a_service_that_fails_is_played_at_once_for_its_server_lets_go() {
     assert_ne!(group.host_of(2).as_deref(), Some("S2"), "its own service is still dead");
     group.servers[1].serves = true;
     group.wait("S2 serves itself", 10_000, |group| group.host_of(2).as_deref() == Some("S2"));
+}
+
+#[test]
+fn a_server_that_cannot_ask_its_own_service_comes_back_all_the_same() {
+    let mut group = Group::new(4);
+    group.power_off_until_played();
+    group.unable.insert(1);
+    group.power_on_until_back();
 }
 
 #[test]

@@ -22,6 +22,8 @@ const UNITS: [&str; 3] =
 pub enum ClientError {
     #[error("no daemon answers at {path}; start it with: {}", start_command(directory, has_unit(directory)))]
     NoDaemon { path: PathBuf, directory: PathBuf },
+    #[error("no server lives in {}; make one with p2pdb init, or p2pdb join", .directory.display())]
+    NoServer { directory: PathBuf },
     #[error("{path}: this user may not open the control socket; ask as root, or as a member of its group")]
     Forbidden { path: PathBuf },
     #[error("the daemon at {path} has not answered within {waited_s} s; it may be stopped, or its disk may hang")]
@@ -58,6 +60,9 @@ impl Client {
             Ok(stream) => stream,
             Err(source) => {
                 return Err(match source.kind() {
+                    io::ErrorKind::NotFound if is_empty(directory) => {
+                        ClientError::NoServer { directory: directory.into() }
+                    }
                     io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                         ClientError::NoDaemon { path, directory: directory.into() }
                     }
@@ -184,9 +189,16 @@ impl Client {
     }
 }
 
+/// Whether it is certain that nobody has made a server there.
+fn is_empty(directory: &Path) -> bool {
+    matches!(directory.join("p2pdb.toml").try_exists(), Ok(false))
+}
+
 /// Whether a unit of systemd is there for the daemon of this directory.
 pub fn has_unit(directory: &Path) -> bool {
-    directory == Path::new(PACKAGED_DIRECTORY) && UNITS.iter().any(|unit| Path::new(unit).exists())
+    directory == Path::new(PACKAGED_DIRECTORY)
+        && Path::new("/run/systemd/system").exists()
+        && UNITS.iter().any(|unit| Path::new(unit).exists())
 }
 
 fn start_command(directory: &Path, has_unit: bool) -> String {
@@ -205,6 +217,8 @@ mod tests {
         assert_eq!(start_command(Path::new(PACKAGED_DIRECTORY), true), "systemctl start p2pdb");
         assert_eq!(start_command(Path::new("/srv/S1"), false), "p2pdb daemon --dir /srv/S1");
         assert!(!has_unit(Path::new("/srv/S1")));
-        assert_eq!(has_unit(Path::new("/var/lib/p2pdb/")), UNITS.iter().any(|unit| Path::new(unit).exists()));
+        let nowhere = tempfile::tempdir().unwrap();
+        let told = Client::connect(nowhere.path()).unwrap_err().to_string();
+        assert!(told.contains("p2pdb init, or p2pdb join"), "{told}");
     }
 }
