@@ -105,7 +105,6 @@ async fn joins_are_refused_with_the_reason() {
     let keyless = join_side(&cluster, false).await;
     let token = keyless.tokens.create(cluster.id(), TOKEN_LIFE_MS, now_ms()).unwrap();
     let told = join_error(&keyless, &token, "b").await;
-    let address = keyless.node.address();
     assert!(told.ends_with("join through a server that has certs/ca.key, usually the one that ran init"), "{told}");
 
     keyless.node.mesh.set_join_handler(None);
