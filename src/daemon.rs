@@ -139,7 +139,7 @@ pub struct Daemon {
     rotation: Option<membership::Rotation>,
     next_renewal_us: u64,
     /// To tell the others of a new address was refused; it is tried again.
-    address_untold: bool,
+    own_record_untold: bool,
     early_joins: Vec<membership::EarlyJoin>,
     alarms_since_ms: BTreeMap<String, u64>,
     lifecycle_since_ms: u64,
@@ -156,6 +156,7 @@ pub struct Daemon {
 /// Whatever keeps it from starting, and the loss of the log; nothing has been changed on disk in the first case.
 pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError> {
     let (command_sender, mut commands) = mpsc::channel(1024);
+    let (read_sender, mut reads) = mpsc::channel(64);
     let start::Started {
         mut daemon,
         mut completions,
@@ -166,7 +167,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
         mut bundles_stored,
     } = start::start(config, command_sender.clone()).await?;
     let socket = ControlSocket::bind(&daemon.config.directory, &daemon.config.control)?;
-    let control = tokio::spawn(socket.serve(ControlHandler::new(command_sender)));
+    let control = tokio::spawn(socket.serve(ControlHandler::new(command_sender, read_sender)));
     let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -193,6 +194,8 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
             Some(event) = mesh_events.recv(), if daemon.node.takes_entries() => daemon.mesh_event(event),
             // Who is ready goes into the same commit: one signature and one sync for all.
             () = tokio::task::yield_now(), if daemon.node.wants_commit() => daemon.commit(),
+            // What those ask who may only read waits for all that the group needs.
+            Some(command) = reads.recv() => daemon.command(command),
             // Texts come last: frames and replies are on their way before the first is made.
             () = daemon.show_due(), if !daemon.stale.is_empty() => daemon.show_stale(),
             else => break,
@@ -277,6 +280,13 @@ impl Daemon {
         self.input(Input::Tick);
         self.admit_early_joins();
         let now_us = self.clock.now().monotonic_us;
+        // Whoever always has something else to do here does not keep what waits from being written and shown.
+        if self.node.wants_commit() {
+            self.commit();
+        }
+        if !self.stale.is_empty() && now_us >= self.next_show_us {
+            self.show_stale();
+        }
         if now_us < self.next_housekeeping_us {
             return;
         }
@@ -287,7 +297,7 @@ impl Daemon {
         self.renew_in_time();
         self.continue_rotation();
         self.keep_original_rows();
-        if std::mem::take(&mut self.address_untold) {
+        if std::mem::take(&mut self.own_record_untold) {
             self.found_or_update_own_record();
         }
         self.sample_load();

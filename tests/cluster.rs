@@ -12,8 +12,10 @@ use std::process::{Command, Stdio};
 use harness::clock::Clock;
 use harness::writer::Writer;
 use harness::{Cluster, Server, p2pdb, wait_until};
+use p2pdb::core::id::ServerName;
 use p2pdb::core::io::Wait;
 use p2pdb::core::lifecycle::Lifecycle;
+use p2pdb::edge::certificate::{CertificateDirectory, Credentials, generate_key, issue_certificate};
 use p2pdb::edge::clock::wall_ms;
 use p2pdb::edge::control::LinkState;
 
@@ -314,6 +316,8 @@ fn a_removed_server_stays_out_and_may_join_again_whatever_the_clocks_said() {
     let removed = cluster.server("S3");
     let rest = &cluster.servers()[..2];
     let first = &rest[0];
+    removed.add("Notes", "its-own, 1");
+    wait_until("the first has it", || first.has("Notes", "its-own, 1"));
     // It does not hear of its removal, and would link as if nothing had been.
     removed.kill();
     first.cli(&["remove", "S3", "--reason", "stolen"]).ok();
@@ -350,6 +354,57 @@ fn a_removed_server_stays_out_and_may_join_again_whatever_the_clocks_said() {
     let revoked_ms: u64 = row.strip_prefix("S3, ").and_then(|time| time.parse().ok()).expect("a time");
     assert!(revoked_ms > wall_ms() + 3_000_000, "its certificate is from after that: {row}");
     removed.stop();
+    cluster.finish();
+}
+
+#[test]
+fn a_certificate_from_a_clock_that_was_ahead_does_not_count_again_when_its_name_joins_again() {
+    let cluster = Cluster::of(3);
+    let (first, stolen) = (cluster.server("S1"), cluster.server("S3"));
+    stolen.stop();
+    let authority = CertificateDirectory::new(first.dir.join("certs")).load_authority().unwrap().unwrap();
+    let certs = CertificateDirectory::new(stolen.dir.join("certs"));
+    let (key, name) = (generate_key().unwrap(), ServerName::new("S3").unwrap());
+    let (ahead_ms, year_ms) = (wall_ms() + 12 * 3_600_000, 365 * 24 * 3_600_000);
+    let der = issue_certificate(&authority, &name, &key.verifying_key().to_bytes(), ahead_ms, year_ms).unwrap();
+    certs.store_credentials(&Credentials::new(&der, key, authority.certificate()).unwrap()).unwrap();
+    stolen.start();
+    stolen.add("Notes", "its-own, 1");
+    wait_until("the first has it", || first.has("Notes", "its-own, 1"));
+    stolen.kill();
+    // What a link has shown is not to help.
+    wait_until("the link is down", || first.link("S3") != Some(LinkState::Up));
+    let kept = ["server.crt", "server.key"].map(|file| (file, fs::read(stolen.dir.join("certs").join(file)).unwrap()));
+    first.cli(&["remove", "S3", "--reason", "stolen"]).ok();
+    fs::remove_dir_all(&stolen.dir).unwrap();
+    cluster.enrol(stolen, Some(&cluster.token())).ok();
+    stolen.start();
+    cluster.wait_operating();
+    stolen.stop();
+    for (file, content) in kept {
+        fs::write(stolen.dir.join("certs").join(file), content).unwrap();
+    }
+    stolen.start();
+    wait_until("it is refused", || stolen.has_alarm("the others refuse its certificate"));
+    assert_ne!(first.link("S3"), Some(LinkState::Up));
+    stolen.stop();
+    cluster.finish();
+}
+
+#[test]
+fn a_rejoin_that_was_cut_off_is_repeated_with_another_token() {
+    let cluster = Cluster::of(2);
+    let second = cluster.server("S2");
+    second.add("Notes", "its-own, 1");
+    cluster.wait_same();
+    second.stop();
+    cluster.server("S1").cli(&["remove", "S2"]).ok();
+    fs::remove_dir_all(&second.dir).unwrap();
+    cluster.enrol(second, Some(&cluster.token())).ok();
+    fs::remove_file(second.dir.join("p2pdb.toml")).unwrap();
+    cluster.enrol(second, Some(&cluster.token())).ok();
+    second.start();
+    cluster.wait_operating();
     cluster.finish();
 }
 

@@ -126,7 +126,7 @@ fn an_init_that_was_cut_off_is_repeated_with_the_same_keys() {
     cut_off(&["p2pdb.toml"]);
     init(&directory);
     assert_eq!(key(), before);
-    cut_off(&["p2pdb.toml", "founding", "certs/server.key", "certs/server.crt"]);
+    cut_off(&["p2pdb.toml", "certs/server.key", "certs/server.crt"]);
     init(&directory);
     assert_eq!(key(), before);
     p2pdb(&["cert", "show", "--dir", text(&directory)]).success().stdout(starts_with("server       S1\n"));
@@ -138,6 +138,15 @@ fn an_init_that_was_cut_off_is_repeated_with_the_same_keys() {
     std::fs::create_dir(directory.join("Diff.dat")).unwrap();
     p2pdb(&other).code(2).stderr(contains("is not empty"));
     assert_eq!(key(), before);
+    std::fs::remove_dir(directory.join("Diff.dat")).unwrap();
+    // A key without its certificate has issued nothing.
+    cut_off(&["certs/ca.crt", "certs/server.key", "certs/server.crt"]);
+    init(&directory);
+    // Certificates without the marker were put there by somebody.
+    cut_off(&["p2pdb.toml", "founding"]);
+    p2pdb(&["init", "--name", "S1", "--listen", "127.0.0.1:7401", "--dir", text(&directory)])
+        .code(2)
+        .stderr(contains("is not empty"));
 }
 
 #[test]

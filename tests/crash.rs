@@ -279,6 +279,9 @@ fn a_new_address_that_could_not_be_told_is_told_later() {
     wait_until("it is linked, and could not write", || {
         full.link("S2") == Some(LinkState::Up) && (is_told() || full.status().is_some_and(|status| status.disk.full))
     });
+    if is_told() {
+        return skip("new address on a full disk", "there was room after all");
+    }
     fs::remove_file(&ballast).unwrap();
     wait_until("the other is told", is_told);
     // That life had no room for a view; the next one has.

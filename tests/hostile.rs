@@ -17,7 +17,8 @@ use p2pdb::core::clock::Timestamp;
 use p2pdb::core::diff::Change;
 use p2pdb::core::entry::Sealed;
 use p2pdb::core::id::{Digest, ServerName, Stream};
-use p2pdb::core::io::{Edit, Message, Range, Wait};
+use p2pdb::core::io::{Beat, Edit, Message, Range, Wait};
+use p2pdb::core::lifecycle::Lifecycle;
 use p2pdb::core::merge::Files;
 use p2pdb::core::oplog::{Checkpoint, Head};
 use p2pdb::core::record::Record;
@@ -442,6 +443,8 @@ async fn absurd_claims_of_a_member_are_harmless() {
     peer.send(&Message::Want(absurd(u64::MAX, 0))).await;
     peer.send(&Message::WantBundle { digest: Digest([3; 32]), offset: u64::MAX }).await;
     peer.send(&Message::BundlePart { digest: Digest([3; 32]), total: u64::MAX, offset: 7, bytes: vec![1] }).await;
+    let (vector, files) = (Digest([1; 32]), Digest([2; 32]));
+    peer.send(&Message::Beat(Beat { wall_ms: 1 << 63, vector, files, lifecycle: Lifecycle::Operating })).await;
     peer.send(&Message::WantCertificate { request: vec![1; 5000] }).await;
     peer.send(&Message::Certificate { result: Ok(vec![1; 500]) }).await;
     let real = Stream { origin: own.name.clone(), ..member.stream(own.process.started_ms as u32) };

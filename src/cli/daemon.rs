@@ -66,8 +66,12 @@ fn run_as(args: DaemonArgs, witness: bool) -> Outcome {
 fn failure(error: DaemonError) -> Failure {
     let hint = match &error {
         DaemonError::Mesh(_) => match system_said(&error) {
-            Some(ErrorKind::AddrNotAvailable) => "no interface of this machine has that address; correct listen in p2pdb.toml",
-            Some(ErrorKind::PermissionDenied) => "ports below 1024 are for root; take another one as listen in p2pdb.toml",
+            Some(ErrorKind::AddrNotAvailable) => {
+                "no interface of this machine has that address; correct listen in p2pdb.toml"
+            }
+            Some(ErrorKind::PermissionDenied) => {
+                "ports below 1024 are for root; take another one as listen in p2pdb.toml"
+            }
             _ => "is another program using the address? see listen in p2pdb.toml",
         },
         DaemonError::Control(_) => "",

@@ -220,7 +220,8 @@ fn judge_gates(config: &Config, directory: &DirectoryArgs, findings: &mut Findin
     let look = || {
         let open = network::open_gates(Path::new(network::INTERFACES), &interface);
         let Ok(Response::Originals(originals)) = directory.call(&Request::Originals) else { return None };
-        let is_serving = |view: &&OriginalView| view.host == config.name.as_str() && view.state == GuestState::Serving.word();
+        let is_serving =
+            |view: &&OriginalView| view.host == config.name.as_str() && view.state == GuestState::Serving.word();
         let serving = originals.iter().filter(is_serving).count();
         (open.len() > serving).then_some((open, serving))
     };

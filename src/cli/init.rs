@@ -65,12 +65,14 @@ pub fn run(args: InitArgs, session: &mut Session) -> Outcome {
     let directory = args.directory.directory;
     become_owner(&directory)?;
     let certificates = CertificateDirectory::new(directory.join("certs"));
-    // One that was cut off is gone on with: no key that was made is thrown away.
-    let unfinished = is_unfinished(&directory);
-    let begun = if unfinished { certificates.load_authority().ok().flatten() } else { None };
-    if begun.is_none() && !(unfinished && certificates.is_blank()) {
+    let marker = directory.join(FOUNDING_FILE);
+    // One that was cut off is gone on with: no key that has issued anything is thrown away. The marker comes first: certificates without
+    // it were put there by somebody.
+    let unfinished = is_unfinished(&directory) && marker.exists();
+    if !unfinished {
         check_new_directory(&directory)?;
     }
+    let begun = if unfinished { certificates.load_authority().ok().flatten() } else { None };
     let identity = args.server.identity(&directory)?;
     let authority = match begun {
         Some(authority) => authority,
@@ -86,11 +88,11 @@ pub fn run(args: InitArgs, session: &mut Session) -> Outcome {
         Err(error) => return Err(error.into()),
     };
     create_directory(&directory)?;
+    std::fs::write(&marker, "the first start of the daemon founds the group\n")
+        .and_then(|()| std::fs::File::open(&directory)?.sync_all())
+        .map_err(|error| Failure::storage(format!("{}: {error}", marker.display()), "make room or check the owner"))?;
     certificates.store_authority(authority.certificate(), Some(&authority))?;
     certificates.store_credentials(&credentials)?;
-    let marker = directory.join(FOUNDING_FILE);
-    std::fs::write(&marker, "the first start of the daemon founds the group\n")
-        .map_err(|error| Failure::storage(format!("{}: {error}", marker.display()), "make room or check the owner"))?;
     // Last: a directory without settings is no server, whatever was interrupted.
     let config = Config::create(&directory, &identity)?;
     let cluster = authority.certificate().cluster();

@@ -8,6 +8,7 @@ use clap::Args;
 use super::error::{Failure, Outcome, Report};
 use super::init::{ServerArgs, become_owner, create_directory, told};
 use super::{DirectoryArgs, Session, check_new_directory, is_unfinished};
+use crate::daemon::FOUNDING_FILE;
 use crate::edge::certificate::CertificateDirectory;
 use crate::edge::config::{Config, Identity, check_listen};
 use crate::edge::join::{JoinError, Joined, join};
@@ -59,7 +60,8 @@ fn may_be_repeated(directory: &Path, certificates: &CertificateDirectory, token:
         Ok(ca) => ca.cluster() == token.cluster,
         Err(_) => certificates.is_blank(),
     };
-    is_unfinished(directory) && !certificates.holds_authority_key() && same_group()
+    let founds = directory.join(FOUNDING_FILE).exists() || certificates.holds_authority_key();
+    is_unfinished(directory) && !founds && same_group()
 }
 
 fn ask_to_join(peer: SocketAddr, token: &Token, identity: &Identity) -> Result<Joined, Failure> {

@@ -30,6 +30,8 @@ const WATCHED_WAITING_MAX: usize = 4096;
 #[derive(Clone)]
 pub struct ControlHandler {
     commands: mpsc::Sender<Command>,
+    /// What those ask who may only read: it waits for all else.
+    reads: mpsc::Sender<Command>,
     operators: Arc<Room>,
     readers: Arc<Room>,
 }
@@ -47,8 +49,8 @@ impl Room {
 }
 
 impl ControlHandler {
-    pub fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands, operators: Room::new(WATCHES_MAX), readers: Room::new(READERS_WATCHES_MAX) }
+    pub fn new(commands: mpsc::Sender<Command>, reads: mpsc::Sender<Command>) -> Self {
+        Self { commands, reads, operators: Room::new(WATCHES_MAX), readers: Room::new(READERS_WATCHES_MAX) }
     }
 
     fn room(&self, role: Role) -> &Room {
@@ -58,17 +60,24 @@ impl ControlHandler {
         }
     }
 
+    fn way(&self, role: Role) -> &mpsc::Sender<Command> {
+        match role {
+            Role::Operator => &self.commands,
+            Role::ReadOnly => &self.reads,
+        }
+    }
+
     /// Asks the loop; `None`: it has stopped.
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+    async fn ask<T>(&self, role: Role, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.ok()?;
+        self.way(role).send(command(reply)).await.ok()?;
         answer.await.ok()
     }
 
     async fn read(&self, role: Role, file: FileName, responses: &Responses) -> Option<Response> {
         let _permit = self.room(role).snapshots.acquire().await.ok()?;
         let told = async {
-            let snapshot = self.ask(|reply| Command::Read { file: file.clone(), reply }).await?;
+            let snapshot = self.ask(role, |reply| Command::Read { file: file.clone(), reply }).await?;
             tell(snapshot.parts().map(Response::File), responses).await
         };
         match tokio::time::timeout(SNAPSHOT_LIFE, told).await {
@@ -80,8 +89,8 @@ impl ControlHandler {
         }
     }
 
-    async fn conflicts(&self, file: Option<FileName>, responses: &Responses) -> Option<Response> {
-        let conflicts = self.ask(|reply| Command::Conflicts { file, reply }).await?;
+    async fn conflicts(&self, role: Role, file: Option<FileName>, responses: &Responses) -> Option<Response> {
+        let conflicts = self.ask(role, |reply| Command::Conflicts { file, reply }).await?;
         tell(Conflict::lots(conflicts).into_iter().map(Response::Conflicts), responses).await
     }
 
@@ -97,7 +106,7 @@ impl ControlHandler {
             ));
         };
         let (changes, mut watched) = mpsc::channel(WATCHED_WAITING_MAX);
-        self.commands.send(Command::Watch { files: files.into_iter().collect(), changes }).await.ok()?;
+        self.way(role).send(Command::Watch { files: files.into_iter().collect(), changes }).await.ok()?;
         responses.send(Response::Watching).await.ok()?;
         while let Some(change) = watched.recv().await {
             responses.send(Response::Change(change)).await.ok()?;
@@ -108,14 +117,14 @@ impl ControlHandler {
 
 impl Handler for ControlHandler {
     async fn handle(&self, peer: Peer, request: Request) -> Response {
-        let answer = self.ask(|reply| Command::Control { peer, request, reply }).await;
+        let answer = self.ask(peer.role, |reply| Command::Control { peer, request, reply }).await;
         answer.unwrap_or(Response::Refused(Refusal::Stopping))
     }
 
     async fn stream(&self, peer: Peer, request: Request, responses: Responses) -> Response {
         let last = match request {
             Request::FileRead { file } => self.read(peer.role, file, &responses).await,
-            Request::Conflicts { file } => self.conflicts(file, &responses).await,
+            Request::Conflicts { file } => self.conflicts(peer.role, file, &responses).await,
             Request::Watch { files } => self.watch(peer.role, files, &responses).await,
             other => Some(Response::failed(format!("cannot {} in a stream", other.describe()), "")),
         };
@@ -141,7 +150,7 @@ mod tests {
 
     #[test]
     fn readers_watch_and_read_in_room_of_their_own() {
-        let handler = ControlHandler::new(mpsc::channel(1).0);
+        let handler = ControlHandler::new(mpsc::channel(1).0, mpsc::channel(1).0);
         let readers = handler.room(Role::ReadOnly);
         let watches: Vec<_> = std::iter::from_fn(|| readers.watches.try_acquire().ok()).collect();
         let snapshots: Vec<_> = std::iter::from_fn(|| readers.snapshots.try_acquire().ok()).collect();

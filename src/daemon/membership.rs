@@ -4,7 +4,7 @@
 //! Management and read to tell the links whom to keep. A certificate is renewed by a server that holds the CA key:
 //! this one, or a linked one that is asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::core::priority::Class;
 use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::edge::certificate::{
-    CertificateInfo, Credentials, SERVER_VALIDITY_MS, generate_key, issue_certificate_after,
+    CertificateInfo, Credentials, SERVER_VALIDITY_MS, generate_key, issue_certificate_after, verify_server_certificate,
 };
 use crate::edge::clock::wall_ms;
 use crate::edge::control::{CertificateView, Response};
@@ -112,9 +112,12 @@ impl Daemon {
                     add(file::GROUP, [name.as_str()]),
                     add(file::FLAG, [name.as_str(), "operating"]),
                 ];
-                self.submit_management("the first server of the group", edits, move |_, outcome| match outcome {
+                self.submit_management("the first server of the group", edits, |daemon, outcome| match outcome {
                     Ok(_) => info!("group founded"),
-                    Err(refusal) => error!("the group could not be founded: {refusal}"),
+                    Err(refusal) => {
+                        warn!("the group is not founded yet: {refusal}");
+                        daemon.own_record_untold = true;
+                    }
                 });
             }
             Some(_) if marker.exists() => {
@@ -127,7 +130,7 @@ impl Daemon {
                 let edit = Edit { file: builtin(file::SERVER), change: Change::Mod { before, after }, bases: None };
                 self.submit_management("its daemon listens elsewhere now", vec![edit], |daemon, outcome| {
                     // Nobody else says it, and nobody dials it until it is said.
-                    daemon.address_untold = outcome.is_err();
+                    daemon.own_record_untold = outcome.is_err();
                 });
             }
             _ => {}
@@ -155,10 +158,11 @@ impl Daemon {
         let servers = files.builtin(file::SERVER);
         let revoked = files.records_of(file::REVOKED).filter_map(|record| {
             let name = ServerName::new(record.field(0)).ok()?;
-            // Two clocks say when it was removed and when its certificate was issued. Of one that did not come back they do
-            // not matter: nothing of it counts.
+            let told_ms = record.field(1).parse().unwrap_or(u64::MAX);
+            // Two clocks say when it was removed and when its certificate was issued. Of one that has not come back, as far as is
+            // known here, no certificate counts that signed anything held here: a later one is from after its removal.
             let came_back = servers.is_some_and(|servers| servers.record(name.as_str()).is_some());
-            let until_ms = if came_back { record.field(1).parse().ok()? } else { u64::MAX };
+            let until_ms = if came_back { told_ms } else { told_ms.max(self.certified_ms(&name)) };
             Some((name, until_ms))
         });
         self.world.mesh.set_revoked(revoked.collect());
@@ -222,8 +226,11 @@ impl Daemon {
             .records_of(file::SERVER)
             .filter_map(|record| Some((ServerName::new(record.field(0)).ok()?, record.field(2).parse().ok()?)));
         let members: Vec<_> = members.collect();
-        let revoked_ms = self.revoked_ms(name);
-        let edits = match lost {
+        // What was issued to the name before it joins again does not count, whoever's clock was ahead then.
+        let revoked = files.builtin(file::REVOKED).and_then(|revoked| revoked.record(name.as_str())).cloned();
+        let revoked_ms =
+            revoked.as_ref().map(|_| wall_ms().max(self.certified_ms(name)).max(self.revoked_ms(name).unwrap_or(0)));
+        let mut edits = match lost {
             Some(before) => {
                 let after = Record::of([name.as_str(), before.field(1), &listen]);
                 vec![Edit { file: builtin(file::SERVER), change: Change::Mod { before, after }, bases: None }]
@@ -233,6 +240,12 @@ impl Daemon {
                 vec![add(file::SERVER, [name.as_str(), &order, &listen]), add(file::GROUP, [name.as_str()])]
             }
         };
+        if let Some((before, revoked_ms)) = revoked.zip(revoked_ms) {
+            let after = Record::of([name.as_str(), &revoked_ms.to_string()]);
+            if after != before {
+                edits.push(Edit { file: builtin(file::REVOKED), change: Change::Mod { before, after }, bases: None });
+            }
+        }
         let reason = format!("{name} joins from {}", request.from);
         self.submit_management(&reason, edits, move |_, outcome| {
             let answer = outcome.map(|_| JoinGrant { members, revoked_ms }).map_err(|refusal| refusal.to_string());
@@ -244,7 +257,12 @@ impl Daemon {
     fn has_never_been_here(&self, name: &ServerName) -> bool {
         let files = self.node.files();
         let flagged = files.builtin(file::FLAG).is_some_and(|flags| flags.record(name.as_str()).is_some());
-        let wrote = files.seen().iter().any(|(stream, _)| stream.origin == *name);
+        // What it wrote before it was removed does not count: its row is later than that.
+        let row = files.builtin(file::SERVER).and_then(|servers| servers.register(name.as_str()));
+        let admitted = row.and_then(|register| register.leaves.first()).map(|leaf| leaf.version.time);
+        let is_of_now = |time| admitted.is_none_or(|admitted| time >= admitted);
+        let heads = self.node.durable().heads();
+        let wrote = heads.iter().any(|(stream, head)| stream.origin == *name && is_of_now(head.time));
         !flagged && !wrote && !self.node.sync().is_linked(name)
     }
 
@@ -275,7 +293,7 @@ impl Daemon {
         let links = self.world.mesh.links();
         let shown_ms = links.iter().find(|link| link.peer == *name).map_or(0, |link| link.certificate_issued_ms);
         let before_ms = self.revoked_ms(name).map_or(0, |revoked_ms| revoked_ms.saturating_add(1));
-        let after = Record::of([key, &wall_ms().max(shown_ms).max(before_ms).to_string()]);
+        let after = Record::of([key, &wall_ms().max(shown_ms).max(self.certified_ms(name)).max(before_ms).to_string()]);
         let before = files.builtin(file::REVOKED).and_then(|revoked| revoked.record(key)).cloned();
         let change = match before {
             Some(before) => Change::Mod { before, after },
@@ -283,6 +301,14 @@ impl Daemon {
         };
         edits.push(Edit { file: builtin(file::REVOKED), change, bases: None });
         Ok(Transaction { class: Class::Management, author, reason, edits })
+    }
+
+    /// When the newest certificate was issued with which a server has signed anything that is held here; 0: there is none.
+    fn certified_ms(&self, name: &ServerName) -> u64 {
+        let heads = self.node.durable().heads().iter().filter(|(stream, _)| stream.origin == *name);
+        let certificates: BTreeSet<&[u8]> = heads.filter_map(|(_, head)| head.certificate.as_deref()).collect();
+        let infos = certificates.into_iter().filter_map(|der| verify_server_certificate(der, &self.ca).ok());
+        infos.map(|info| info.issued_ms).max().unwrap_or(0)
     }
 
     /// When a server was removed, if it ever was: only certificates that say that they were issued later count.

@@ -163,7 +163,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         rotation: None,
         early_joins: Vec::new(),
         next_renewal_us: super::membership::FIRST_RENEWAL_US,
-        address_untold: false,
+        own_record_untold: false,
         alarms_since_ms: BTreeMap::new(),
         lifecycle_since_ms: now_ms,
         next_housekeeping_us: 0,

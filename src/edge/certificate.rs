@@ -209,6 +209,10 @@ pub fn issue_certificate_after(
     validity_ms: u64,
     revoked_ms: Option<u64>,
 ) -> Result<CertificateDer<'static>, CertificateError> {
+    if revoked_ms == Some(u64::MAX) {
+        let why = "the file Revoked refuses every certificate of this name; correct its record";
+        return Err(CertificateError::Issue(why.into()));
+    }
     let issued_ms = now_ms.max(revoked_ms.map_or(0, |revoked_ms| revoked_ms.saturating_add(1)));
     VerifyingKey::from_bytes(public_key).map_err(|_| CertificateError::Issue("this is no Ed25519 key".into()))?;
     let mut parameters = parameters(name.as_str(), issued_ms, now_ms, validity_ms)?;

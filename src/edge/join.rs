@@ -30,7 +30,7 @@ use super::certificate::{
 };
 use super::link::{CloseCode, FrameReader, Refusal, describe, within, write_frame};
 use super::quic::JoinHandler;
-use super::sources::Sources;
+use super::sources::{Sources, network_of};
 use super::tls::{TLS_SERVER_NAME, TlsError, join_client_config, wall_clock_ms};
 use super::token::{SECRET_BYTES, Token, TokenStore};
 use crate::core::id::{ClusterId, ServerName};
@@ -91,7 +91,7 @@ impl JoinServer {
         Arc::new(move |connection| {
             let (server, room, sources) = (server.clone(), room.clone(), sources.clone());
             Box::pin(async move {
-                let counted = sources.enter(connection.remote_address().ip(), JOINS_OF_SOURCE_MAX);
+                let counted = sources.enter(network_of(connection.remote_address().ip()), JOINS_OF_SOURCE_MAX);
                 match (room.try_acquire(), counted) {
                     (Ok(_held), Some(_counted)) => server.serve(connection).await,
                     _ => connection.close(CloseCode::Join.number(), b"too many servers join at once; try again"),
@@ -249,6 +249,10 @@ async fn ask(
             let credentials = Credentials::new(&certificate, key, &ca).map_err(|error| nonsense(error.to_string()))?;
             if credentials.info.name != *name {
                 return Err(nonsense(format!("its certificate names '{}'", credentials.info.name)));
+            }
+            if !credentials.info.is_valid_at(wall_clock_ms()) {
+                let why = "the time of its certificate has not come, or is over: a clock is wrong, here or there";
+                return Err(nonsense(why.into()));
             }
             Ok(Joined { cluster: token.cluster, ca, credentials, members })
         }

@@ -11,7 +11,7 @@
 //! bound in time and in bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -31,7 +31,7 @@ pub use super::frame::SendError;
 use super::hello::{HELLO_PAYLOAD_BYTES_MAX, Hello};
 pub use super::link::{CloseCode, WE_ARE_REVOKED};
 use super::link::{Established, Link, Refusal, greet, peer_certificate, welcome, within};
-use super::sources::Sources;
+use super::sources::{Sources, network_of};
 use super::tls::{
     ALPN_JOIN, ALPN_MESH, Revocations, TLS_SERVER_NAME, TlsError, TlsIdentity, client_config, server_config,
 };
@@ -410,18 +410,20 @@ impl Shared {
         while let Some(incoming) = self.endpoint.accept().await {
             let pending = self.pending.load(Ordering::Relaxed);
             let address = incoming.remote_address();
-            if pending >= PENDING_MAX {
-                incoming.ignore();
-                continue;
-            }
             if pending >= PENDING_BEFORE_RETRY && incoming.may_retry() {
                 // Cannot fail for a connection that may be retried, and a lost one is dialled again.
                 let _ = incoming.retry();
                 continue;
             }
-            // An address that is not proven may be anybody's, and is held against nobody.
+            // An address that is not proven may be anybody's, and is held against nobody. A member's own has room by itself.
             let is_proven = incoming.remote_address_validated();
-            let counted = is_proven.then(|| self.sources.enter(address.ip(), PENDING_OF_SOURCE_MAX));
+            let of_member = is_proven && self.is_of_member(address.ip());
+            if pending >= PENDING_MAX && !of_member {
+                incoming.ignore();
+                continue;
+            }
+            let source = if of_member { address.ip().to_canonical() } else { network_of(address.ip()) };
+            let counted = is_proven.then(|| self.sources.enter(source, PENDING_OF_SOURCE_MAX));
             if matches!(counted, Some(None)) {
                 incoming.refuse();
                 continue;
@@ -437,6 +439,11 @@ impl Shared {
                 }
             });
         }
+    }
+
+    fn is_of_member(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.state().members.values().any(|member| member.address.ip().to_canonical() == address)
     }
 
     async fn serve(self: &Arc<Self>, incoming: quinn::Incoming) -> Result<(), Refusal> {

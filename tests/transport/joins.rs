@@ -149,7 +149,7 @@ async fn those_who_say_nothing_do_not_keep_others_from_joining() {
     let config = quinn::ClientConfig::new(Arc::new(join_client_config(cluster.id()).unwrap()));
     let endpoint = Endpoint::client("127.0.0.2:0".parse().unwrap()).unwrap();
     let mut silent = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..80 {
         let connecting = endpoint.connect_with(config.clone(), side.node.address(), TLS_SERVER_NAME).unwrap();
         silent.push(connecting.await.unwrap());
     }

@@ -57,7 +57,7 @@ impl Node {
         } else if same_vector {
             self.clear_alarm(&name, out);
         }
-        let offset_ms = beat.wall_ms as i64 - now.wall_ms as i64;
+        let offset_ms = beat.wall_ms.wrapping_sub(now.wall_ms).cast_signed();
         if let Some(held) = self.sync.peer_mut(&peer) {
             held.clock_offset_ms = Some(offset_ms);
         }

@@ -23,8 +23,8 @@ use tracing::debug;
 use super::peer::{Access, Peer, Role, group_id, peer_groups, user_name};
 use super::protocol::{Call, CallHead, Reply, Request, Response};
 use super::{
-    CONNECTIONS_MAX, ControlError, IN_FLIGHT_MAX, LINE_BYTES_MAX, READERS_MAX, READERS_OF_USER_MAX,
-    SOCKET_PATH_BYTES_MAX, STALL_MAX, VERSION, socket_path,
+    CONNECTIONS_MAX, ControlError, IN_FLIGHT_MAX, LINE_BYTES_MAX, READERS_IN_FLIGHT_MAX, READERS_MAX,
+    READERS_OF_USER_MAX, SOCKET_PATH_BYTES_MAX, STALL_MAX, VERSION, socket_path,
 };
 use crate::edge::config::ControlConfig;
 
@@ -218,10 +218,11 @@ impl<H: Handler> Connection<H> {
     }
 
     async fn run(&mut self) -> io::Result<()> {
+        let in_flight_max = if self.peer.role == Role::Operator { IN_FLIGHT_MAX } else { READERS_IN_FLIGHT_MAX };
         let mut line_deadline = None;
         let mut lines = 0;
         loop {
-            while self.running.len() < IN_FLIGHT_MAX
+            while self.running.len() < in_flight_max
                 && let Some(line) = self.next_line()?
             {
                 line_deadline = None;
@@ -237,7 +238,7 @@ impl<H: Handler> Connection<H> {
             }
             self.flush().await?;
             tokio::select! {
-                read = self.stream.read_buf(&mut self.inbound), if self.running.len() < IN_FLIGHT_MAX => {
+                read = self.stream.read_buf(&mut self.inbound), if self.running.len() < in_flight_max => {
                     if read? == 0 {
                         return Ok(());
                     }
@@ -255,7 +256,7 @@ impl<H: Handler> Connection<H> {
                     }
                 }
                 () = sleep_until(line_deadline.unwrap_or_else(Instant::now)),
-                    if line_deadline.is_some() && self.running.len() < IN_FLIGHT_MAX => {
+                    if line_deadline.is_some() && self.running.len() < in_flight_max => {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "half a line, and no more"));
                 }
             }
