@@ -135,7 +135,7 @@ fn arguments_that_cannot_be_are_refused_before_anything_is_made() {
     }
     p2pdb(["daemon", "--dir", &path]).fails_saying(&["p2pdb.toml", "not found", "p2pdb init"]);
     p2pdb(["daemon", "--dir", &cluster.root.join("none").to_string_lossy()]).fails_saying(&["not found"]);
-    p2pdb(["status", "--dir", &path]).fails_saying(&["no daemon answers", "p2pdb daemon"]);
+    p2pdb(["status", "--dir", &path]).fails_saying(&["no server lives in", "p2pdb init, or p2pdb join"]);
     assert_eq!(tree(&dir).len(), 1);
 }
 

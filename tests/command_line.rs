@@ -182,6 +182,7 @@ fn a_wrong_setting_keeps_the_daemon_from_starting() {
 #[test]
 fn without_a_daemon_it_is_said_how_to_start_one() {
     let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("p2pdb.toml"), "").unwrap();
     let directory = text(folder.path());
     for command in [
         &["status"][..],

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use harness::{Cluster, Server, wait_until};
+use harness::{Cluster, Server};
 use p2pdb::core::diff::Change;
 use p2pdb::core::id::FileName;
 use p2pdb::core::io::{Edit, Wait};
@@ -83,28 +83,5 @@ fn a_big_file_is_shown_as_of_one_moment_under_a_flood_of_edits() {
     stop.store(true, Ordering::Relaxed);
     let made = flooding.join().unwrap();
     assert!(shown.windows(2).all(|pair| pair[0] != pair[1]), "it changed meanwhile: {shown:?} of {made}");
-    cluster.finish();
-}
-
-#[test]
-fn whoever_asks_all_the_time_keeps_nothing_from_being_written_and_shown() {
-    let cluster = Cluster::of(1);
-    let server = cluster.server("S1");
-    let stop = Arc::new(AtomicBool::new(false));
-    let asking = thread::spawn({
-        let (mut client, stop) = (server.client().unwrap(), stop.clone());
-        move || {
-            let ask = |client: &mut Client| client.send(&Request::FilesList).map(drop).unwrap();
-            (0..1000).for_each(|_| ask(&mut client));
-            while !stop.load(Ordering::Relaxed) {
-                client.receive().unwrap();
-                ask(&mut client);
-            }
-        }
-    });
-    server.add("Notes", "a, 1");
-    wait_until("it is shown", || server.plain("Notes") == ["a, 1"]);
-    stop.store(true, Ordering::Relaxed);
-    asking.join().unwrap();
     cluster.finish();
 }

@@ -28,7 +28,6 @@ use crate::core::id::{FileName, ServerName};
 use crate::core::lifecycle::Lifecycle;
 use crate::core::merge::Files;
 use crate::core::placement::{LIMITED, READY};
-use crate::core::record::Record;
 use crate::core::schema::file;
 use crate::core::service::{Service, procedure_of};
 use crate::edge::config::{Config, Driver};

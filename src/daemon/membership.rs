@@ -11,7 +11,7 @@ use std::path::Path;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::requests::deletions;
 use super::{Daemon, DaemonError, OWN_TRANSACTION_MS, REMOVED_ALARM};

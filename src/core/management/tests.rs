@@ -148,6 +148,7 @@ impl Group {
             away: BTreeSet::new(),
             wrong_ms: BTreeMap::new(),
             without_network: BTreeSet::new(),
+            unable: BTreeSet::new(),
             blind: BTreeSet::new(),
             without_lease: BTreeSet::new(),
             bad_installs: 0,
