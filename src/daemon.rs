@@ -195,7 +195,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), DaemonError
             // Who is ready goes into the same commit: one signature and one sync for all.
             () = tokio::task::yield_now(), if daemon.node.wants_commit() => daemon.commit(),
             // What those ask who may only read waits for all that the group needs.
-            Some(command) = reads.recv() => daemon.command(command),
+            Some(command) = reads.recv(), if !daemon.node.wants_commit() => daemon.command(command),
             // Texts come last: frames and replies are on their way before the first is made.
             () = daemon.show_due(), if !daemon.stale.is_empty() => daemon.show_stale(),
             else => break,
@@ -420,9 +420,11 @@ impl Daemon {
 
     fn mesh_event(&mut self, event: MeshEvent) {
         match event {
-            MeshEvent::LinkUp { peer, address, version, .. } => {
+            MeshEvent::LinkUp { peer, address, version, certificate_issued_ms, .. } => {
                 info!(%peer, %address, version, "link up");
-                self.links.entry(peer.clone()).or_default().up(wall_ms());
+                let history = self.links.entry(peer.clone()).or_default();
+                history.up(wall_ms());
+                history.certificate_ms = history.certificate_ms.max(certificate_issued_ms);
                 self.clear_alarm(REMOVED_ALARM);
                 self.input(Input::LinkUp { peer });
                 self.fetch_bundles();

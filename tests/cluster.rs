@@ -409,6 +409,29 @@ fn a_rejoin_that_was_cut_off_is_repeated_with_another_token() {
 }
 
 #[test]
+fn the_name_of_a_member_that_is_away_is_not_given_to_another() {
+    let cluster = Cluster::of(2);
+    let (first, second) = (cluster.server("S1"), cluster.server("S2"));
+    second.add("Notes", "its-own, 1");
+    cluster.wait_same();
+    second.stop();
+    first.cli(&["remove", "S2"]).ok();
+    fs::remove_dir_all(&second.dir).unwrap();
+    cluster.enrol(second, Some(&cluster.token())).ok();
+    second.start();
+    cluster.wait_operating();
+    // It has signed nothing since, and as the group does when it has failed, its flag is taken away.
+    second.stop();
+    first.cli(&["files", "del", "Flag", "S2, operating"]).ok();
+    let mut other = cluster.plan("S2");
+    other.dir = cluster.root.join("other");
+    cluster.enrol(&other, Some(&cluster.token())).fails_saying(&["a server named S2 is a member already"]);
+    second.start();
+    wait_until("it is linked", || first.link("S2") == Some(LinkState::Up));
+    cluster.finish();
+}
+
+#[test]
 fn certificates_rotate_under_a_stream_of_edits_and_none_is_lost() {
     let cluster = Cluster::of(3);
     let writers: Vec<_> = cluster

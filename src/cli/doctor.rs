@@ -8,7 +8,7 @@ mod network;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io::ErrorKind;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -166,7 +166,7 @@ fn judge_service_network(config: &Config, services: Option<&Files>, findings: &m
             return findings
                 .good("service network", "none is set: this host holds no service address and no original servers");
         };
-        if UdpSocket::bind((service.address.ip, 0)).is_ok() {
+        if is_own(service.address.ip) {
             let text = format!(
                 "{} is on this host, and not by p2pdb: it is watched; once played elsewhere, this server does not come back by \
                  itself",
@@ -302,6 +302,15 @@ fn judge_hooks(config: &Config, findings: &mut Findings) {
 
 fn can_watch(folder: &Path) -> std::io::Result<()> {
     Inotify::init()?.watches().add(folder, WatchMask::MOVED_TO).map(drop)
+}
+
+/// Whether an address is one of this host's: what is sent there comes from there.
+fn is_own(address: IpAddr) -> bool {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind((any, 0)).is_ok_and(|socket| {
+        // Nothing is sent by that.
+        socket.connect((address, 9)).is_ok() && socket.local_addr().is_ok_and(|own| own.ip() == address)
+    })
 }
 
 fn has_interface(name: &str) -> bool {

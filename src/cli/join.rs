@@ -82,7 +82,8 @@ fn ask_to_join(peer: SocketAddr, token: &Token, identity: &Identity) -> Result<J
                 "a token is for one server and one time; make another with: p2pdb token"
             }
             JoinError::Refused { .. } => "nothing has changed, and the token is still good",
-            JoinError::Answer { .. } | JoinError::Local(_) => "nothing has changed here; try again",
+            JoinError::Answer { .. } => "nothing has changed here; take another token and try again",
+            JoinError::Local(_) => "nothing has changed here; try again",
         };
         failed(error.to_string(), hint)
     })

@@ -228,8 +228,15 @@ impl Daemon {
         let members: Vec<_> = members.collect();
         // What was issued to the name before it joins again does not count, whoever's clock was ahead then.
         let revoked = files.builtin(file::REVOKED).and_then(|revoked| revoked.record(name.as_str())).cloned();
-        let revoked_ms =
-            revoked.as_ref().map(|_| wall_ms().max(self.certified_ms(name)).max(self.revoked_ms(name).unwrap_or(0)));
+        let revoked_ms = self
+            .revoked_ms(name)
+            .map(|told_ms| wall_ms().max(self.known_certificate_ms(name)).max(told_ms.saturating_add(1)));
+        if revoked_ms == Some(u64::MAX) {
+            let why =
+                format!("the file Revoked refuses every certificate of {name}; correct its record, then let it join");
+            let _ = reply.send(Err(why));
+            return;
+        }
         let mut edits = match lost {
             Some(before) => {
                 let after = Record::of([name.as_str(), before.field(1), &listen]);
@@ -256,13 +263,15 @@ impl Daemon {
     /// Whether a member has been admitted and has not shown up since.
     fn has_never_been_here(&self, name: &ServerName) -> bool {
         let files = self.node.files();
-        let flagged = files.builtin(file::FLAG).is_some_and(|flags| flags.record(name.as_str()).is_some());
-        // What it wrote before it was removed does not count: its row is later than that.
-        let row = files.builtin(file::SERVER).and_then(|servers| servers.register(name.as_str()));
-        let admitted = row.and_then(|register| register.leaves.first()).map(|leaf| leaf.version.time);
-        let is_of_now = |time| admitted.is_none_or(|admitted| time >= admitted);
+        let newest = |file: &str| {
+            let register = files.builtin(file).and_then(|held| held.register(name.as_str()));
+            register.and_then(|register| register.leaves.first())
+        };
+        // What was before it was removed, or joined again, does not count. A flag that was taken away since was given to somebody.
+        let since = newest(file::REVOKED).filter(|leaf| leaf.value.is_some()).map(|leaf| leaf.version.time);
+        let flagged = newest(file::FLAG).map(|leaf| leaf.version.time) > since;
         let heads = self.node.durable().heads();
-        let wrote = heads.iter().any(|(stream, head)| stream.origin == *name && is_of_now(head.time));
+        let wrote = heads.iter().any(|(stream, head)| stream.origin == *name && Some(head.time) > since);
         !flagged && !wrote && !self.node.sync().is_linked(name)
     }
 
@@ -290,10 +299,8 @@ impl Daemon {
             edits.extend(rows.map(|row| Edit { file: builtin(name), change: Change::Del(row), bases: None }));
         }
         // Later than every certificate of it that is known here, whoever's clock was ahead when that was issued.
-        let links = self.world.mesh.links();
-        let shown_ms = links.iter().find(|link| link.peer == *name).map_or(0, |link| link.certificate_issued_ms);
         let before_ms = self.revoked_ms(name).map_or(0, |revoked_ms| revoked_ms.saturating_add(1));
-        let after = Record::of([key, &wall_ms().max(shown_ms).max(self.certified_ms(name)).max(before_ms).to_string()]);
+        let after = Record::of([key, &wall_ms().max(self.known_certificate_ms(name)).max(before_ms).to_string()]);
         let before = files.builtin(file::REVOKED).and_then(|revoked| revoked.record(key)).cloned();
         let change = match before {
             Some(before) => Change::Mod { before, after },
@@ -311,10 +318,16 @@ impl Daemon {
         infos.map(|info| info.issued_ms).max().unwrap_or(0)
     }
 
+    /// When the newest certificate of a server was issued that is known here, by what it signed or has shown on a link.
+    fn known_certificate_ms(&self, name: &ServerName) -> u64 {
+        let shown_ms = self.links.get(name).map_or(0, |link| link.certificate_ms);
+        self.certified_ms(name).max(shown_ms)
+    }
+
     /// When a server was removed, if it ever was: only certificates that say that they were issued later count.
     fn revoked_ms(&self, name: &ServerName) -> Option<u64> {
         let revoked = self.node.files().builtin(file::REVOKED)?;
-        revoked.record(name.as_str())?.field(1).parse().ok()
+        Some(revoked.record(name.as_str())?.field(1).parse().unwrap_or(u64::MAX))
     }
 
     pub(super) fn submit_management(

@@ -27,6 +27,8 @@ pub struct LinkHistory {
     messages_received: u64,
     bytes_received: u64,
     last_refusal: Option<String>,
+    /// When the newest certificate was issued that it has shown.
+    pub certificate_ms: u64,
 }
 
 impl LinkHistory {

@@ -43,8 +43,8 @@ pub const FILE_NAME: &str = "control.sock";
 pub const LINE_BYTES_MAX: usize = 4 << 20;
 /// Most requests of one connection that are worked on at a time; the rest wait in the socket.
 pub const IN_FLIGHT_MAX: usize = 1024;
-/// Of a connection of somebody who may only read.
-pub const READERS_IN_FLIGHT_MAX: usize = 64;
+/// Of a connection of somebody who may only read; more than may watch, so that a client that has gone is always noticed.
+pub const READERS_IN_FLIGHT_MAX: usize = 128;
 /// Most connections of operators at a time.
 pub const CONNECTIONS_MAX: usize = 256;
 /// Most connections at a time of all who may only read, and of one user among them.

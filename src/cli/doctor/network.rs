@@ -34,9 +34,12 @@ fn drops(rules: &str, bridge: &str) -> bool {
         let start = format!("-A {chain} ");
         at += 1;
         for rule in rules.lines().filter(|rule| rule.starts_with(&start)) {
-            let is_for_all = rule[start.len()..] == *"-j ACCEPT";
+            let is_for_all = rule[start.len()..].starts_with("-j ");
             let is_for_bridges = rule.contains("--physdev-is-bridged") || rule.contains(&from);
-            if rule.ends_with("-j ACCEPT") && (is_for_all || is_for_bridges) {
+            if rule.contains("! -") || !(is_for_all || is_for_bridges) {
+                continue;
+            }
+            if rule.ends_with(" -j ACCEPT") {
                 return false;
             }
             if let Some((_, next)) = rule.rsplit_once(" -j ")
@@ -97,6 +100,8 @@ mod tests {
         assert!(!drops(excepted, "br0"));
         assert!(!drops("-P FORWARD DROP\n-A FORWARD -j ACCEPT\n", "br0"));
         assert!(drops("-P FORWARD DROP\n-A INPUT -i br0 -j ACCEPT\n", "br0"));
+        assert!(drops("-P FORWARD DROP\n-A FORWARD -i docker0 -j X\n-A X -j ACCEPT\n", "br0"));
+        assert!(drops("-P FORWARD DROP\n-A FORWARD ! -i br0 -j ACCEPT\n", "br0"));
     }
 
     #[test]

@@ -298,8 +298,16 @@ impl Management {
         match report.health {
             Health::Healthy if report.health_for_ms >= HEALTHY_MS => None,
             Health::Healthy => Some("for its own service to stay in order".into()),
-            // Nothing is concluded from questions that cannot be put.
-            Health::Blind(Blindness::Unable) if untaken.is_none() => None,
+            // Nothing is concluded from the usual question if it cannot be put. Where somebody said what to ask, its program may be gone
+            // with the service.
+            Health::Blind(Blindness::Unable) if untaken.is_none() && report.health_for_ms >= HEALTHY_MS => {
+                let asked = self.standing.back.asked_by.is_some();
+                let is_told_what_to_ask =
+                    turn.scene.files.records_of(file::CHECK).any(|row| row.field(0) == me.as_str());
+                self.standing.back.operator_ends = is_told_what_to_ask && !asked;
+                (is_told_what_to_ask && !asked)
+                    .then(|| "for an operator: its own service cannot be asked from here".into())
+            }
             health => {
                 let asked_at = untaken.map_or(String::new(), |service| {
                     format!(" at {}, which it does not take without a service.interface", service.address)

@@ -662,11 +662,26 @@ fn a_service_that_fails_is_played_at_once_for_its_server_lets_go() {
 }
 
 #[test]
-fn a_server_that_cannot_ask_its_own_service_comes_back_all_the_same() {
+fn a_server_that_cannot_put_the_usual_question_comes_back_all_the_same() {
     let mut group = Group::new(4);
     group.power_off_until_played();
     group.unable.insert(1);
+    // Nobody has said what to ask: an ICMP echo, for which it has no socket.
+    group.shared.records.retain(|(file, _), _| file.as_str() != "Check");
+    group.shared.remake();
     group.power_on_until_back();
+}
+
+#[test]
+fn a_server_whose_own_check_cannot_be_run_waits_for_an_operator() {
+    let mut group = Group::new(4);
+    group.power_off_until_played();
+    group.unable.insert(1);
+    group.power_on("S2");
+    for _ in 0..30 {
+        group.run(1_000);
+        assert_ne!(group.host_of(2).as_deref(), Some("S2"), "{}", group.story());
+    }
 }
 
 #[test]
