@@ -189,15 +189,18 @@ fn runs_of(server: &Server, origin: &str) -> BTreeSet<String> {
     entries.map(|entry| entry["entry"].as_str().unwrap().split([':', '~']).nth(1).unwrap().to_owned()).collect()
 }
 
+/// A group of `count` whose first server has 12 MiB; `None`, with a line, where that cannot be made.
+fn cluster_on_small_disk(count: usize, test: &str) -> Option<Cluster> {
+    let mut cluster = Cluster::empty();
+    let disk = Disk::tmpfs(&cluster.root, 12).map_err(|why| skip(test, why)).ok()?;
+    first_on_disk(&mut cluster, disk, |server| server.set("log", "segment_mib", "1"));
+    cluster.grow(count);
+    Some(cluster)
+}
+
 #[test]
 fn a_full_disk_refuses_edits_clearly_and_frees_itself() {
-    let mut cluster = Cluster::empty();
-    let disk = match Disk::tmpfs(&cluster.root, 12) {
-        Ok(disk) => disk,
-        Err(why) => return skip("full disk", why),
-    };
-    first_on_disk(&mut cluster, disk, |server| server.set("log", "segment_mib", "1"));
-    cluster.grow(3);
+    let Some(cluster) = cluster_on_small_disk(3, "full disk") else { return };
     let (full, other) = (cluster.server("S1"), cluster.server("S2"));
     let ballast = cluster.root.join("disk/ballast");
     full.add("Notes", "before, 1");
@@ -229,13 +232,7 @@ fn a_full_disk_refuses_edits_clearly_and_frees_itself() {
 
 #[test]
 fn a_daemon_started_on_a_full_disk_serves_what_it_has() {
-    let mut cluster = Cluster::empty();
-    let disk = match Disk::tmpfs(&cluster.root, 12) {
-        Ok(disk) => disk,
-        Err(why) => return skip("full disk", why),
-    };
-    first_on_disk(&mut cluster, disk, |server| server.set("log", "segment_mib", "1"));
-    cluster.grow(2);
+    let Some(cluster) = cluster_on_small_disk(2, "full disk") else { return };
     let full = cluster.server("S1");
     full.add("Notes", "before, 1");
     cluster.wait_same();
@@ -257,13 +254,7 @@ fn a_daemon_started_on_a_full_disk_serves_what_it_has() {
 
 #[test]
 fn a_new_address_that_could_not_be_told_is_told_later() {
-    let mut cluster = Cluster::empty();
-    let disk = match Disk::tmpfs(&cluster.root, 12) {
-        Ok(disk) => disk,
-        Err(why) => return skip("new address on a full disk", why),
-    };
-    first_on_disk(&mut cluster, disk, |server| server.set("log", "segment_mib", "1"));
-    cluster.grow(2);
+    let Some(cluster) = cluster_on_small_disk(2, "new address on a full disk") else { return };
     let (full, other) = (cluster.server("S1"), cluster.server("S2"));
     let address = std::net::SocketAddr::new(full.address.ip(), full.address.port() + 50).to_string();
     // It holds from the next start on.

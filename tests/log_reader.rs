@@ -7,11 +7,13 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::rig::{Rig, read_all, some};
 use common::{CLUSTER, Origin, TestCertifier};
+use p2pdb::core::entry::Sealed;
 use p2pdb::core::id::{ClusterId, Lane};
 use p2pdb::core::merge::Files;
 use p2pdb::edge::journal::{self, Replayed};
@@ -47,15 +49,20 @@ fn a_reader_follows_a_log_that_is_being_written() {
     assert_eq!(follower.join().unwrap(), all);
 }
 
-#[test]
-fn a_frame_that_was_there_in_part_is_read_when_it_is_whole() {
+/// A log that has been closed, with its entries and its only segment.
+fn one_segment(entries: usize) -> (Rig, Vec<Arc<Sealed>>, PathBuf) {
     let rig = Rig::new();
-    let mut mail = Origin::new("mail", 1, Lane::Audit);
-    let all = some(&mut mail, 3);
+    let all = some(&mut Origin::new("mail", 1, Lane::Audit), entries);
     let open = rig.open();
     open.append(all.clone());
     open.journal.close();
     let path = rig.path("00000001.seg");
+    (rig, all, path)
+}
+
+#[test]
+fn a_frame_that_was_there_in_part_is_read_when_it_is_whole() {
+    let (rig, all, path) = one_segment(3);
     let (offset, length) = rig.frames(&path)[2];
     let whole = fs::read(&path).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
@@ -72,13 +79,7 @@ fn a_frame_that_was_there_in_part_is_read_when_it_is_whole() {
 
 #[test]
 fn a_reader_tells_damage_and_foreign_inputs() {
-    let rig = Rig::new();
-    let mut mail = Origin::new("mail", 1, Lane::Audit);
-    let all = some(&mut mail, 10);
-    let open = rig.open();
-    open.append(all.clone());
-    open.journal.close();
-    let path = rig.path("00000001.seg");
+    let (rig, all, path) = one_segment(10);
     let frames = rig.frames(&path);
     rig.flip(&path, frames[4].0 + 30);
     for input in [path.clone(), rig.path(""), rig.directory.path().to_owned()] {

@@ -171,11 +171,12 @@ pub enum Action {
 impl Action {
     /// Whether an earlier action that could not be done yet need not be done any more: only the last state of a name counts.
     pub fn replaces(&self, earlier: &Self) -> bool {
-        let writes = |action: &Self| matches!(action, Self::Rewrite { .. } | Self::Remove);
-        let reports = |action: &Self| matches!(action, Self::Reject { .. } | Self::ClearRejected);
-        let alarms = |action: &Self| matches!(action, Self::Alarm { .. } | Self::AlarmCleared);
-        [writes(self) && writes(earlier), reports(self) && reports(earlier), alarms(self) && alarms(earlier)]
-            .contains(&true)
+        match self {
+            Self::Rewrite { .. } | Self::Remove => matches!(earlier, Self::Rewrite { .. } | Self::Remove),
+            Self::Reject { .. } | Self::ClearRejected => matches!(earlier, Self::Reject { .. } | Self::ClearRejected),
+            Self::Alarm { .. } | Self::AlarmCleared => matches!(earlier, Self::Alarm { .. } | Self::AlarmCleared),
+            Self::Submit { .. } | Self::KeepAside => false,
+        }
     }
 }
 

@@ -256,7 +256,6 @@ impl Link {
             address: self.connection.remote_address(),
             version: self.version,
             dialled_by_us: self.dialled_by_us,
-            certificate_issued_ms: self.certificate_issued_ms,
             since_ms: self.since_ms,
             rtt_us: u64::try_from(self.connection.rtt().as_micros()).unwrap_or(u64::MAX),
             bytes_sent: stats.udp_tx.bytes,

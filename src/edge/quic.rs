@@ -167,7 +167,6 @@ pub struct LinkInfo {
     pub address: SocketAddr,
     pub version: u16,
     pub dialled_by_us: bool,
-    pub certificate_issued_ms: u64,
     /// When it came up, by our wall clock, in ms.
     pub since_ms: u64,
     pub rtt_us: u64,
