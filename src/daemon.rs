@@ -38,15 +38,15 @@ use crate::edge::checkpoint_transfer::{CheckpointCollector, Collected, parts};
 use crate::edge::clock::{SystemClock, monotonic_ns, wall_ms};
 use crate::edge::config::Config;
 use crate::edge::control::{Conflict, ControlError, ControlSocket, FileChange, FileSnapshot, Peer, Request, Response};
-use crate::edge::frame::SendError;
 use crate::edge::journal::JournalError;
 use crate::edge::lock::{DirectoryLock, LockError};
 use crate::edge::plain_files::{PlainEvent, PlainFiles, SaveId};
 use crate::edge::quic::{Channel, MeshError, MeshEvent, WE_ARE_REVOKED};
 use crate::edge::tls::TlsIdentity;
+use crate::edge::vector_parts::VectorCollector;
 use crate::edge::view::ViewError;
 use crate::format;
-use crate::ports::carry_out;
+use crate::ports::{Peers, carry_out};
 use control::ControlHandler;
 use stages::Stage;
 use world::World;
@@ -56,8 +56,10 @@ pub use membership::FOUNDING_FILE;
 /// How often what is due now and then is looked at: bundles, changed settings of the mesh.
 const HOUSEKEEPING_US: u64 = 1_000_000;
 const REMOVED_ALARM: &str = "removed";
-/// Least time between two states of the plain-file view: nobody reads faster.
-const SHOW_REST_US: u64 = 12_000;
+/// Least and longest time between two states of the plain-file view. Nobody reads faster than the one; in a flood of edits, which
+/// makes whole texts for changes of one line, the time grows with it up to the other.
+const SHOW_REST_US_MIN: u64 = 12_000;
+const SHOW_REST_US_MAX: u64 = 100_000;
 /// Longest wait for a member to be admitted or a certificate to be made.
 const OWN_TRANSACTION_MS: u64 = 5_000;
 
@@ -122,16 +124,20 @@ pub struct Daemon {
     /// Bundles that are being put, by digest.
     uploads: BTreeMap<Digest, Vec<u8>>,
     bundles_stored: mpsc::UnboundedSender<bundles::StoredBundle>,
+    /// Some bundle that a record names has no room here.
+    bundle_has_no_room: bool,
     checkpoints: CheckpointCollector,
+    vectors: VectorCollector,
     /// Checkpoints on their way to peers.
     checkpoints_out: BTreeMap<ServerName, tokio::task::JoinHandle<()>>,
     plain: PlainFiles,
     hosted: originals::Hosted,
     managed: management::Managed,
     gauge: Option<condition::Gauge>,
-    /// Files whose plain text is out of date, and when it may be made again.
+    /// Files whose plain text is out of date, when it may be made again, and since when there has always been one.
     stale: BTreeSet<FileName>,
     next_show_us: u64,
+    flood_since_us: u64,
     watchers: Vec<(BTreeSet<FileName>, mpsc::Sender<FileChange>)>,
     continuations: BTreeMap<Ticket, Continuation>,
     tickets: Ticket,
@@ -331,6 +337,10 @@ impl Daemon {
         if has(file::BUNDLE) {
             self.fetch_bundles();
         }
+        let now_us = self.clock.now().monotonic_us;
+        if self.stale.is_empty() && now_us >= self.next_show_us {
+            self.flood_since_us = now_us;
+        }
         self.stale.extend(names);
     }
 
@@ -351,7 +361,9 @@ impl Daemon {
             let Some(held) = self.node.files().file(&name) else { continue };
             self.plain.show(name, Arc::new(ShownFile::of(held)));
         }
-        self.next_show_us = self.clock.now().monotonic_us + SHOW_REST_US;
+        let now_us = self.clock.now().monotonic_us;
+        let flood_us = now_us.saturating_sub(self.flood_since_us);
+        self.next_show_us = now_us + (flood_us / 8).clamp(SHOW_REST_US_MIN, SHOW_REST_US_MAX);
     }
 
     fn raise_alarm(&mut self, name: String, text: String) {
@@ -433,6 +445,8 @@ impl Daemon {
                 info!(%peer, reason, "link down");
                 self.links.entry(peer.clone()).or_default().down(wall_ms(), &reason);
                 self.checkpoints.forget(&peer);
+                self.vectors.forget(&peer);
+                self.world.stop_vector(&peer);
                 if let Some(sending) = self.checkpoints_out.remove(&peer) {
                     sending.abort();
                 }
@@ -481,6 +495,15 @@ impl Daemon {
                     Err(error) => self.world.mesh.disconnect(&peer, &format!("its checkpoint: {error}")),
                 }
             }
+            Message::VectorPart { held, floor } => {
+                if let Err(error) = self.vectors.part(&peer, &held, &floor) {
+                    self.world.disconnect(&peer, &error.to_string());
+                }
+            }
+            Message::Vector { held, floor } => match self.vectors.whole(&peer, held, floor) {
+                Ok((held, floor)) => self.input(Input::Frame { peer, message: Message::Vector { held, floor } }),
+                Err(error) => self.world.disconnect(&peer, &error.to_string()),
+            },
             Message::WantBundle { digest, offset } => self.send_bundle_part(peer, digest, offset),
             Message::BundlePart { digest, total, offset, bytes } => {
                 self.bundle_part_arrived(peer, digest, (total, offset, &bytes));
@@ -510,15 +533,8 @@ impl Daemon {
         let sending = tokio::spawn(async move {
             let encode = move || bytes::Bytes::from(format::encode_checkpoint(&checkpoint, cluster));
             let Ok(encoded) = tokio::task::spawn_blocking(encode).await else { return };
-            for part in parts(&encoded) {
-                let frame = bytes::Bytes::from(format::encode_message(&part));
-                while let Err(error) = mesh.send(&peer, Channel::Bulk, frame.clone()) {
-                    if error != SendError::Full {
-                        return;
-                    }
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            }
+            let frames = parts(&encoded).map(|part| bytes::Bytes::from(format::encode_message(&part)));
+            mesh.send_in_turn(&peer, Channel::Bulk, frames).await;
         });
         self.checkpoints_out.insert(receiver, sending);
     }

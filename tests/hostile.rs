@@ -25,6 +25,7 @@ use p2pdb::core::record::Record;
 use p2pdb::core::version::Vector;
 use p2pdb::edge::clock::wall_ms;
 use p2pdb::edge::control::{Request, Response};
+use p2pdb::edge::vector_parts::{STREAMS_MAX, STREAMS_PER_MESSAGE};
 
 /// Two servers that operate, and the identity of a third member.
 fn cluster_and_member() -> (Cluster, Identity) {
@@ -303,6 +304,29 @@ async fn a_checkpoint_that_nobody_asked_for_is_not_taken() {
     target.cli(&["files", "add", "Notes", "after, 2", "--wait", "majority"]).ok();
     let grown = target.status().unwrap().process.rss_bytes.saturating_sub(before);
     assert!(grown < 16 << 20, "it has grown by {grown} bytes");
+    assert_unharmed(&cluster);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_tells_in_parts_counts_as_one_and_has_a_bound() {
+    let (cluster, member) = cluster_and_member();
+    let mut peer = Peer::link(&member, cluster.server("S1")).await;
+    let stream = |run: u32| Stream { origin: ServerName::new("S9").unwrap(), ..member.stream(run) };
+    let told = |runs: std::ops::Range<u32>| -> Vector { runs.map(|run| (stream(run), 1)).collect() };
+    peer.send(&Message::VectorPart { held: told(1..6), floor: Vector::default() }).await;
+    peer.send(&Message::Vector { held: told(6..9), floor: Vector::default() }).await;
+    let wanted = loop {
+        if let Message::Want(ranges) = peer.receive().await.expect("the link stays") {
+            break ranges;
+        }
+    };
+    assert_eq!(wanted.len(), 8, "{wanted:?}");
+    for first in (0..=STREAMS_MAX as u32).step_by(STREAMS_PER_MESSAGE) {
+        let held = told(first..first + STREAMS_PER_MESSAGE as u32);
+        peer.send(&Message::VectorPart { held, floor: Vector::default() }).await;
+    }
+    let reason = peer.close_reason().await;
+    assert!(reason.contains("more than 100000 streams"), "{reason}");
     assert_unharmed(&cluster);
 }
 

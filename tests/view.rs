@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Origin, files_of, record};
 use p2pdb::core::clock::Timestamp;
-use p2pdb::core::id::{EntryId, FileName, Lane};
+use p2pdb::core::id::{EntryId, FileName, Lane, Stream};
 use p2pdb::core::merge::{Files, Leaf, Register, Written};
 use p2pdb::core::version::{Vector, Version};
 use p2pdb::edge::view::{Opened, View};
@@ -68,6 +68,18 @@ fn what_is_projected_is_there_after_a_restart() {
     let opened = open(&directory, Some(files.seen()));
     assert_eq!(opened.reason_for_rebuild, None);
     assert_eq!(opened.state.unwrap(), files);
+}
+
+#[test]
+fn after_very_many_starts_of_daemons_it_still_tells_what_is_in_it() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("view");
+    let stream = Origin::new("mail", 1, Lane::Audit).stream;
+    let seen: Vector = (1..=50_000).map(|run| (Stream { run, ..stream.clone() }, 3)).collect();
+    let opened = open(&directory, None);
+    opened.view.project(Vec::new(), seen.clone());
+    opened.view.close();
+    assert_eq!(*accepted(&directory, Some(&seen)).seen(), seen);
 }
 
 #[test]

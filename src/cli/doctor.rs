@@ -390,7 +390,7 @@ fn alarm_remedy(name: &str) -> &'static str {
         "clock jump" => "find out why; it is cleared when the others agree with this server's clock",
         "certificate" => "link with a server that holds certs/ca.key, then p2pdb cert rotate",
         "removed" => "see 'Removing a server' in operations.md; it may join again if that was a mistake",
-        "bundles" => "make room, or delete records of Bundle; it is tried again every minute",
+        "bundles" => "make room, delete records of Bundle, or raise bundles.total_mib and restart",
         "checks" => "correct the record with p2pdb files mod Check",
         _ if name.starts_with("clock of ") => "set the clock of that server right, and let it be kept",
         _ if name.starts_with("divergence ") => {

@@ -266,7 +266,7 @@ pub enum Message {
     /// Durable and readable at the sender: cumulative, per stream.
     Ack(Vec<(Stream, u64)>),
     Beat(Beat),
-    /// All that the sender holds, and what its log no longer has.
+    /// All that the sender holds, and what its log no longer has; together with the parts before it.
     Vector {
         held: Vector,
         floor: Vector,
@@ -308,4 +308,9 @@ pub enum Message {
     /// Between who holds service addresses and the electors.
     Lease(LeaseMessage),
     Management(ManagementMessage),
+    /// A part of what the sender holds, when it is more than one message takes; a `Vector` ends the parts.
+    VectorPart {
+        held: Vector,
+        floor: Vector,
+    },
 }

@@ -23,6 +23,8 @@ const WANT_PATIENCE_US: u64 = 2_000_000;
 const ORIGIN_PATIENCE_US: u64 = 1_500_000;
 /// Least time between two vectors to the same peer, unless a link changed.
 const VECTOR_INTERVAL_US: u64 = 700_000;
+/// Most ranges that one message asks for; what more is missing is asked for with the next beat.
+const RANGES_MAX: usize = 1_000;
 /// How long a checkpoint may make no progress before another peer is asked.
 const CHECKPOINT_PATIENCE_US: u64 = 30_000_000;
 
@@ -344,7 +346,7 @@ impl Sync {
             let busy = self.wanted.get(stream).is_some_and(|wanted| {
                 tip < wanted.to && holding.now_us.saturating_sub(wanted.since_us) < WANT_PATIENCE_US
             });
-            if !busy {
+            if !busy && ranges.len() < RANGES_MAX {
                 self.wanted.insert(stream.clone(), Wanted { peer: name.clone(), to, since_us: holding.now_us });
                 ranges.push(Range { stream: stream.clone(), from: tip + 1, to });
             }
@@ -500,6 +502,28 @@ mod tests {
         let unheard = Stream { origin: liar.clone(), run: 9999, lane: Lane::Audit };
         sync.acknowledged(&liar, &unheard, 7, &holding);
         assert_eq!(sync.peers[&liar].held().map(|held| held.seq(&unheard)), Some(0));
+    }
+
+    #[test]
+    fn no_more_is_asked_for_at_a_time_than_a_message_takes() {
+        let mut sync = Sync::new(ServerName::new("S9").unwrap(), Limits::default());
+        let (peer, origin) = (ServerName::new("S1").unwrap(), ServerName::new("S2").unwrap());
+        let nothing = Vector::default();
+        let holding = Holding { durable: &nothing, tip: &|_| 0, floor: &nothing, now_us: 0 };
+        sync.link_up(peer.clone(), &holding, &mut Vec::new());
+        let stream = |run| Stream { origin: origin.clone(), run, lane: Lane::Audit };
+        sync.peer_mut(&peer).unwrap().held = Some((0..2_500).map(|run| (stream(run), 1)).collect());
+        let asked = [(); 4].map(|()| {
+            let mut out = Vec::new();
+            sync.want(&peer, &holding, &mut out);
+            out.iter()
+                .map(|output| match output {
+                    Output::Send { message: Message::Want(ranges), .. } => ranges.len(),
+                    _ => 0,
+                })
+                .sum::<usize>()
+        });
+        assert_eq!(asked, [1_000, 1_000, 500, 0]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::core::io::{Edit, Message, Transaction, Wait};
 use crate::core::priority::Class;
 use crate::core::record::Record;
 use crate::core::schema::file;
-use crate::edge::bundles::{Arrived, BundleError, PART_BYTES};
+use crate::edge::bundles::{Arrived, BundleError, Missing, PART_BYTES};
 use crate::edge::control::{BUNDLE_PART_BYTES_MAX, Bundle, BundlePart, Peer, Response};
 use crate::edge::quic::Channel;
 
@@ -144,11 +144,14 @@ impl Daemon {
             Ok(_) => {
                 self.fetcher.stored(&digest);
                 info!(%digest, "bundle stored");
-                self.clear_alarm(BUNDLES_ALARM);
                 self.fetch_bundles();
             }
-            Err(error) => self.raise_alarm(BUNDLES_ALARM.into(), format!("the bundle with digest {digest}: {error}")),
+            Err(error) => self.raise_not_stored(digest, &error),
         }
+    }
+
+    fn raise_not_stored(&mut self, digest: Digest, why: &BundleError) {
+        self.raise_alarm(BUNDLES_ALARM.into(), format!("the bundle with digest {digest}: {why}"));
     }
 
     /// Drops what is held of bundles whose upload does not go on.
@@ -160,14 +163,19 @@ impl Daemon {
     }
 
     pub(super) fn fetch_bundles(&mut self) {
-        let named = self.named_bundles();
-        let bytes_max = self.bundles.bytes_max();
-        if named.iter().all(|(digest, size)| *size > bytes_max || self.bundles.holds(digest)) {
-            self.clear_alarm(BUNDLES_ALARM);
+        let Missing { wanted, refused } = match self.bundles.missing(&self.named_bundles()) {
+            Ok(missing) => missing,
+            Err(error) => return self.raise_alarm(BUNDLES_ALARM.into(), error.to_string()),
+        };
+        let had_no_room = std::mem::replace(&mut self.bundle_has_no_room, refused.is_some());
+        match refused {
+            Some((digest, why)) => self.raise_not_stored(digest, &why),
+            None if wanted.is_empty() || had_no_room => self.clear_alarm(BUNDLES_ALARM),
+            None => {}
         }
         let peers = self.node.sync().names();
         let now_us = self.clock.now().monotonic_us;
-        for (peer, ask) in self.fetcher.update(&self.bundles, &named, &peers, now_us) {
+        for (peer, ask) in self.fetcher.update(&wanted, &peers, now_us) {
             self.world.send_on(Channel::Bulk, &[peer], &ask);
         }
     }

@@ -470,8 +470,8 @@ impl Daemon {
         }
     }
 
-    /// A new certificate with its key, if it is this server's and is good now: by the clock here, and by that of somebody
-    /// who is linked. One whose time has not come would cut this server off.
+    /// A new certificate with its key, if it is this server's and the others will take it, as far as is known here. One that they
+    /// refuse would cut this server off.
     fn usable(&self, der: &[u8], key: SigningKey) -> Result<Credentials, String> {
         self.trust_clock()?;
         let credentials = Credentials::new(der, key, &self.ca).map_err(|error| error.to_string())?;
@@ -479,14 +479,11 @@ impl Daemon {
         if info.name != self.config.name {
             return Err(format!("it is for the server '{}'", info.name));
         }
-        let now_ms = wall_ms();
-        let is_valid = |offset_ms: i64| info.is_valid_at(now_ms.saturating_add_signed(offset_ms));
         let offsets_ms: Vec<i64> = self.node.sync().peers().filter_map(|(_, peer)| peer.clock_offset_ms).collect();
-        let somebody_takes_it = offsets_ms.is_empty() || offsets_ms.iter().any(|offset_ms| is_valid(*offset_ms));
-        if is_valid(0) && somebody_takes_it {
-            return Ok(credentials);
+        match why_refused(info, self.revoked_ms(&info.name), wall_ms(), &offsets_ms) {
+            Some(why) => Err(why.into()),
+            None => Ok(credentials),
         }
-        Err("its time has not come or is over; a clock is wrong, here or where it was issued".into())
     }
 
     /// Stores a new certificate, links with it and signs with it: a new run begins.
@@ -506,6 +503,24 @@ impl Daemon {
         info!("certificate rotated");
         Response::Certificate(self.certificate_view())
     }
+}
+
+/// Why others would refuse a certificate, if they would: by when its name was removed, by the clock here, or by the clocks of all
+/// who are linked, which are off by `offsets_ms`.
+fn why_refused(
+    info: &CertificateInfo,
+    revoked_ms: Option<u64>,
+    now_ms: u64,
+    offsets_ms: &[i64],
+) -> Option<&'static str> {
+    if revoked_ms.is_some_and(|revoked_ms| info.issued_ms <= revoked_ms) {
+        // Whoever issues goes by its own file, which may be behind this server's.
+        return Some("the file Revoked refuses it; where it was issued that is not known yet, or a clock is behind");
+    }
+    let is_valid = |offset_ms: i64| info.is_valid_at(now_ms.saturating_add_signed(offset_ms));
+    let somebody_takes_it = offsets_ms.is_empty() || offsets_ms.iter().any(|offset_ms| is_valid(*offset_ms));
+    let is_good = is_valid(0) && somebody_takes_it;
+    (!is_good).then_some("its time has not come or is over; a clock is wrong, here or where it was issued")
 }
 
 fn view(info: &CertificateInfo) -> CertificateView {
@@ -548,6 +563,7 @@ fn renewal_text(cluster: ClusterId, name: &ServerName, public_key: &[u8; 32]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::id::Digest;
 
     #[test]
     fn a_renewal_is_bound_to_name_cluster_and_key() {
@@ -559,6 +575,26 @@ mod tests {
         assert_eq!(check_renewal(other, &name("S1"), &request), None);
         assert_eq!(check_renewal(cluster, &name("S2"), &request), None);
         assert_eq!(check_renewal(cluster, &name("S1"), &request[..95]), None);
+    }
+
+    #[test]
+    fn a_certificate_that_others_refuse_is_not_taken() {
+        let info = CertificateInfo {
+            name: ServerName::new("S1").unwrap(),
+            public_key: [0; 32],
+            issued_ms: 2000,
+            valid_from_ms: 1000,
+            expires_ms: 9000,
+            serial: String::new(),
+            fingerprint: Digest::ZERO,
+        };
+        let is_taken =
+            |revoked_ms, now_ms, offsets_ms: &[i64]| why_refused(&info, revoked_ms, now_ms, offsets_ms).is_none();
+        assert!(is_taken(None, 2000, &[]) && is_taken(Some(1999), 2000, &[]));
+        // Issued by a server that has not heard yet when this one was removed, and whose clock is behind.
+        assert!(!is_taken(Some(2000), 2000, &[]) && !is_taken(Some(u64::MAX), 2000, &[]));
+        assert!(!is_taken(None, 999, &[]) && !is_taken(None, 9000, &[]));
+        assert!(is_taken(None, 2000, &[-1500, 100]) && !is_taken(None, 2000, &[-1500]));
     }
 
     #[test]

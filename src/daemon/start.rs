@@ -41,6 +41,7 @@ use crate::edge::plain_files::{PlainEvent, PlainFiles};
 use crate::edge::quic::{Mesh, MeshConfig, MeshEvent};
 use crate::edge::tls::TlsIdentity;
 use crate::edge::token::TokenStore;
+use crate::edge::vector_parts::VectorCollector;
 use crate::edge::view::{Opened, View};
 
 type Completions = mpsc::UnboundedSender<Result<Input, String>>;
@@ -132,6 +133,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         events: Vec::new(),
         management: Vec::new(),
         checkpoints_wanted: Vec::new(),
+        vectors_out: BTreeMap::new(),
         sent: BTreeMap::new(),
         alarms: BTreeMap::new(),
     };
@@ -148,7 +150,9 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         fetcher: BundleFetcher::default(),
         uploads: BTreeMap::new(),
         bundles_stored: stored_sender,
+        bundle_has_no_room: false,
         checkpoints: CheckpointCollector::default(),
+        vectors: VectorCollector::default(),
         checkpoints_out: BTreeMap::new(),
         plain,
         hosted,
@@ -156,6 +160,7 @@ pub(super) async fn start(config: Config, commands: mpsc::Sender<Command>) -> Re
         gauge: Gauge::start(&config),
         stale: BTreeSet::new(),
         next_show_us: 0,
+        flood_since_us: 0,
         watchers: Vec::new(),
         continuations: BTreeMap::new(),
         tickets: 0,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use super::stages::{self, Stage};
@@ -20,6 +21,7 @@ use crate::core::version::Vector;
 use crate::edge::frame::SendError;
 use crate::edge::journal;
 use crate::edge::quic::{Channel, Mesh};
+use crate::edge::vector_parts::{self, STREAMS_MAX};
 use crate::edge::view;
 use crate::format;
 use crate::format::message::MESSAGE_BYTES_MAX;
@@ -45,6 +47,8 @@ pub struct World {
     pub events: Vec<Event>,
     pub management: Vec<ManagementOutput>,
     pub checkpoints_wanted: Vec<ServerName>,
+    /// Vectors on their way in parts.
+    pub vectors_out: BTreeMap<ServerName, JoinHandle<()>>,
     pub sent: BTreeMap<ServerName, Sent>,
     /// Alarms of the daemon's own parts, beside the node's.
     pub alarms: BTreeMap<String, String>,
@@ -53,8 +57,11 @@ pub struct World {
 impl World {
     pub fn send_on(&mut self, channel: Channel, peers: &[ServerName], message: &Message) {
         let frame = Bytes::from(format::encode_message(message));
-        if let Message::Vector { held, .. } = message {
-            self.watch_vector(held.len(), frame.len());
+        if let Message::Vector { held, floor } = message {
+            self.watch_vector(held.len());
+            if frame.len() > MESSAGE_BYTES_MAX {
+                return peers.iter().for_each(|peer| self.send_vector(peer, held, floor));
+            }
         }
         for peer in peers {
             match self.mesh.send(peer, channel, frame.clone()) {
@@ -72,10 +79,31 @@ impl World {
         }
     }
 
-    /// Tells in good time when a vector comes near to what a frame takes.
-    fn watch_vector(&mut self, streams: usize, frame_bytes: usize) {
+    /// Sends a vector in parts. Beyond what is taken nothing is said, or the others would break the link, with all else that it is for.
+    fn send_vector(&mut self, peer: &ServerName, held: &Vector, floor: &Vector) {
+        let under_way = self.vectors_out.get(peer).is_some_and(|sending| !sending.is_finished());
+        if under_way || held.len().max(floor.len()) > STREAMS_MAX {
+            return;
+        }
+        let (mesh, receiver, parts) = (self.mesh.clone(), peer.clone(), vector_parts::parts(held, floor));
+        let sending = tokio::spawn(async move {
+            let frames = parts.iter().map(|part| Bytes::from(format::encode_message(part)));
+            mesh.send_in_turn(&receiver, Channel::Bulk, frames).await;
+        });
+        self.vectors_out.insert(peer.clone(), sending);
+    }
+
+    /// The link with a peer is gone: what was to be sent on it must not be sent on the next.
+    pub fn stop_vector(&mut self, peer: &ServerName) {
+        if let Some(sending) = self.vectors_out.remove(peer) {
+            sending.abort();
+        }
+    }
+
+    /// Tells in good time when there are nearly more streams than the others take.
+    fn watch_vector(&mut self, streams: usize) {
         let name = STREAMS_ALARM.to_owned();
-        match vector_alarm(streams, frame_bytes) {
+        match vector_alarm(streams) {
             Some(text) => {
                 if self.alarms.insert(name.clone(), text.clone()).is_none() {
                     self.events.push(Event::Alarm { name, text });
@@ -104,16 +132,15 @@ impl World {
     }
 }
 
-/// What is to be said of a vector of so many streams whose frame has so many bytes, if anything is.
-fn vector_alarm(streams: usize, frame_bytes: usize) -> Option<String> {
-    if frame_bytes < MESSAGE_BYTES_MAX / 2 {
+/// What is to be said of so many streams, if anything is.
+fn vector_alarm(streams: usize) -> Option<String> {
+    if streams < STREAMS_MAX / 2 {
         return None;
     }
     let told = format!(
-        "{streams} streams are held here, one or two of each start of a daemon; to tell the others takes {frame_bytes} \
-         of {MESSAGE_BYTES_MAX} bytes"
+        "{streams} streams are held here, one or two of each start of a daemon; servers tell each other of {STREAMS_MAX} at most"
     );
-    if frame_bytes > MESSAGE_BYTES_MAX {
+    if streams > STREAMS_MAX {
         Some(format!("{told}: what others lack is not repaired any more; found the group anew"))
     } else {
         Some(format!("{told}: beyond that nothing is repaired any more; found the group anew before"))
@@ -182,20 +209,13 @@ impl Audience for World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::id::{Lane, Stream};
 
     #[test]
-    fn it_is_told_in_good_time_that_the_streams_do_not_fit_into_a_frame() {
-        let alarm = |streams: u32| {
-            let stream = |run| Stream { origin: ServerName::new("S1").unwrap(), run, lane: Lane::Audit };
-            let held: Vector = (0..streams).map(|start| (stream(1_700_000_000 + start), 1000)).collect();
-            let message = Message::Vector { held: held.clone(), floor: held.clone() };
-            vector_alarm(held.len(), format::encode_message(&message).len())
-        };
-        assert_eq!(alarm(1_000), None);
-        let early = alarm(30_000).expect("more than half of a frame");
-        assert!(early.contains("30000 streams") && early.contains("anew before"), "{early}");
-        let late = alarm(60_000).expect("more than a frame");
+    fn it_is_told_in_good_time_that_the_others_will_not_take_so_many_streams() {
+        assert_eq!(vector_alarm(1_000), None);
+        let early = vector_alarm(60_000).expect("more than half of what is taken");
+        assert!(early.contains("60000 streams") && early.contains("anew before"), "{early}");
+        let late = vector_alarm(STREAMS_MAX + 1).expect("more than is taken");
         assert!(late.contains("not repaired any more"), "{late}");
     }
 }

@@ -3,6 +3,7 @@
 //! A record of the file `Bundle` (`name, size, digest`) travels in the log; the content is fetched by digest from whoever
 //! has it, in parts, and is visible under its name only after its digest has been checked. Content is never changed in
 //! place. States of one fetch: asked a peer → parts arrive in order → verified and being stored, or the next peer is asked.
+//! What would have no room here, by the size that its record tells, is not fetched.
 //!
 //! What no record names any more stays as long as there is room for it, for whoever looks into the past; the oldest goes first.
 
@@ -45,6 +46,24 @@ pub enum BundleError {
     Absent(Digest),
 }
 
+/// What records name and is not here.
+#[derive(Debug, Default)]
+pub struct Missing {
+    /// What has room here.
+    pub wanted: BTreeSet<Digest>,
+    /// Something that has none, and why.
+    pub refused: Option<(Digest, BundleError)>,
+}
+
+/// What is in the folder of a store.
+#[derive(Default)]
+struct Held {
+    /// Of what records name, and of what is too young to go.
+    staying_bytes: u64,
+    /// What may go: since when it is there (Unix time in ms), its bytes, its file.
+    leaving: Vec<(u64, u64, PathBuf)>,
+}
+
 /// The content store of one server.
 #[derive(Debug, Clone)]
 pub struct BundleStore {
@@ -76,6 +95,27 @@ impl BundleStore {
 
     pub fn holds(&self, digest: &Digest) -> bool {
         self.path(digest).is_file()
+    }
+
+    /// What is not here of what records name, by digest with its size. What is larger than one bundle may be here is nothing to
+    /// wait for, and left out.
+    pub fn missing(&self, named: &BTreeMap<Digest, u64>) -> Result<Missing, BundleError> {
+        let lacking: Vec<(&Digest, &u64)> =
+            named.iter().filter(|(digest, size)| **size <= self.bytes_max && !self.holds(digest)).collect();
+        let mut missing = Missing::default();
+        if lacking.is_empty() {
+            return Ok(missing);
+        }
+        let staying_bytes = self.held(&named.keys().copied().collect())?.staying_bytes;
+        for (digest, size) in lacking {
+            match self.check_room(*size, staying_bytes) {
+                Ok(()) => {
+                    missing.wanted.insert(*digest);
+                }
+                Err(why) => missing.refused = Some((*digest, why)),
+            }
+        }
+        Ok(missing)
     }
 
     /// Stores content durably and returns its digest. Storing it again changes nothing. Waits for the disk. Content that is not among
@@ -131,34 +171,38 @@ impl BundleStore {
         }
     }
 
-    /// Drops content that no record names, the oldest first, until so many more bytes may be kept.
+    /// Drops content that no record names, the oldest first, until so many more bytes may be kept; if they cannot, nothing.
     fn make_room(&self, bytes: u64, named: &BTreeSet<Digest>) -> Result<(), BundleError> {
-        let at = |source| BundleError::Io { path: self.folder.clone(), source };
-        let mut total = bytes;
-        let mut unnamed: Vec<(u64, u64, PathBuf)> = Vec::new();
-        for item in fs::read_dir(&self.folder).map_err(at)? {
-            let path = item.map_err(at)?.path();
-            let digest = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Digest>().ok());
-            let (Some(digest), Ok(metadata)) = (digest, fs::metadata(&path)) else { continue };
-            total += metadata.len();
-            let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            let since_ms = since.unwrap_or_default().as_millis() as u64;
-            if !named.contains(&digest) && wall_ms().saturating_sub(since_ms) >= UNNAMED_MS_MIN {
-                unnamed.push((since_ms, metadata.len(), path));
-            }
-        }
-        unnamed.sort();
-        for (_, freed, path) in unnamed {
+        let Held { staying_bytes, mut leaving } = self.held(named)?;
+        self.check_room(bytes, staying_bytes)?;
+        leaving.sort();
+        let mut total = bytes + staying_bytes + leaving.iter().map(|(_, held, _)| held).sum::<u64>();
+        for (_, freed, path) in leaving {
             if total <= self.total_bytes_max {
                 break;
             }
             fs::remove_file(&path).map_err(|source| BundleError::Io { path, source })?;
             total -= freed;
         }
-        match total <= self.total_bytes_max {
-            true => Ok(()),
-            false => Err(BundleError::NoRoom { found: bytes, total, total_bytes_max: self.total_bytes_max }),
+        Ok(())
+    }
+
+    fn held(&self, named: &BTreeSet<Digest>) -> Result<Held, BundleError> {
+        let at = |source| BundleError::Io { path: self.folder.clone(), source };
+        let mut held = Held::default();
+        for item in fs::read_dir(&self.folder).map_err(at)? {
+            let path = item.map_err(at)?.path();
+            let digest = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Digest>().ok());
+            let (Some(digest), Ok(metadata)) = (digest, fs::metadata(&path)) else { continue };
+            let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let since_ms = since.unwrap_or_default().as_millis() as u64;
+            if !named.contains(&digest) && wall_ms().saturating_sub(since_ms) >= UNNAMED_MS_MIN {
+                held.leaving.push((since_ms, metadata.len(), path));
+            } else {
+                held.staying_bytes += metadata.len();
+            }
         }
+        Ok(held)
     }
 
     /// Content that is put again is as young as content that is new.
@@ -172,6 +216,14 @@ impl BundleStore {
     fn check_size(&self, found: u64) -> Result<(), BundleError> {
         match found > self.bytes_max {
             true => Err(BundleError::TooLarge { found, bytes_max: self.bytes_max }),
+            false => Ok(()),
+        }
+    }
+
+    fn check_room(&self, found: u64, staying_bytes: u64) -> Result<(), BundleError> {
+        let total = found + staying_bytes;
+        match total > self.total_bytes_max {
+            true => Err(BundleError::NoRoom { found, total, total_bytes_max: self.total_bytes_max }),
             false => Ok(()),
         }
     }
@@ -210,27 +262,23 @@ pub enum Arrived {
     Whole(Vec<u8>),
 }
 
-/// Fetches what records name and the store lacks; one part at a time per bundle, so a slow peer holds up nobody else.
+/// Fetches what records name and the store lacks and has room for; one part at a time per bundle, so a slow peer holds up nobody else.
 #[derive(Default)]
 pub struct BundleFetcher {
     fetches: BTreeMap<Digest, Fetch>,
 }
 
 impl BundleFetcher {
-    /// Looks at what is named and who is linked; returns what to ask of whom.
+    /// Looks at what is wanted and who is linked; returns what to ask of whom.
     pub fn update(
         &mut self,
-        store: &BundleStore,
-        named: &BTreeMap<Digest, u64>,
+        wanted: &BTreeSet<Digest>,
         peers: &BTreeSet<ServerName>,
         now_us: u64,
     ) -> Vec<(ServerName, Message)> {
-        self.fetches.retain(|digest, _| named.contains_key(digest));
+        self.fetches.retain(|digest, _| wanted.contains(digest));
         let mut asks = Vec::new();
-        for (digest, size) in named {
-            if *size > store.bytes_max() || store.holds(digest) {
-                continue;
-            }
+        for digest in wanted {
             let stale =
                 self.fetches.get(digest).is_none_or(|fetch| !peers.contains(&fetch.from) || now_us > fetch.patience_us);
             if stale {
@@ -315,6 +363,15 @@ mod tests {
         (folder, store)
     }
 
+    fn wanted(store: &BundleStore, named: &BTreeMap<Digest, u64>) -> BTreeSet<Digest> {
+        store.missing(named).unwrap().wanted
+    }
+
+    fn age(store: &BundleStore, digest: &Digest, minutes: u64) {
+        let then = UNIX_EPOCH + Duration::from_millis(wall_ms() - minutes * 60_000);
+        File::options().write(true).open(store.path(digest)).unwrap().set_modified(then).unwrap();
+    }
+
     fn peers(names: &[&str]) -> BTreeSet<ServerName> {
         names.iter().map(|name| ServerName::new(name).unwrap()).collect()
     }
@@ -338,12 +395,12 @@ mod tests {
         let digest = there.put(&content, &BTreeSet::new()).unwrap();
         let named = BTreeMap::from([(digest, content.len() as u64)]);
         let mut fetcher = BundleFetcher::default();
-        let asks = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 1);
+        let asks = fetcher.update(&wanted(&here, &named), &peers(&["S1", "S2"]), 1);
         let (first, _) = asks[0].clone();
         let lie = vec![7; content.len()];
         let answer = fetcher.part(&here, &first, digest, (lie.len() as u64, 0, &lie), 2);
         assert_eq!(answer, Arrived::Nothing);
-        let asks = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 10_000_000);
+        let asks = fetcher.update(&wanted(&here, &named), &peers(&["S1", "S2"]), 10_000_000);
         let (second, mut ask) = asks[0].clone();
         assert_ne!(first, second);
         loop {
@@ -355,10 +412,10 @@ mod tests {
                 Arrived::Nothing => panic!("the part is the one that was asked for"),
             }
         }
-        assert_eq!(fetcher.update(&here, &named, &peers(&["S1", "S2"]), 20_000_000), [], "it is being stored");
+        assert_eq!(fetcher.update(&wanted(&here, &named), &peers(&["S1", "S2"]), 20_000_000), [], "it is being stored");
         assert_eq!(here.put(&content, &BTreeSet::new()).unwrap(), digest);
         fetcher.stored(&digest);
-        assert_eq!(fetcher.update(&here, &named, &peers(&["S1", "S2"]), 100_000_000), []);
+        assert_eq!(fetcher.update(&wanted(&here, &named), &peers(&["S1", "S2"]), 100_000_000), []);
     }
 
     #[test]
@@ -366,20 +423,46 @@ mod tests {
         let (_folder, store) = store(100);
         let content = |number: u8| [number; 100];
         let mut named = BTreeSet::new();
-        let old = |digest: &Digest, minutes: u64| {
-            let then = UNIX_EPOCH + Duration::from_millis(wall_ms() - minutes * 60_000);
-            File::options().write(true).open(store.path(digest)).unwrap().set_modified(then).unwrap();
-        };
         let digests: Vec<Digest> = (0..10).map(|number| store.put(&content(number), &named).unwrap()).collect();
         named.extend(&digests[..7]);
         let full = store.put(&content(10), &named);
         assert!(matches!(full, Err(BundleError::NoRoom { total: 1100, total_bytes_max: 1000, .. })), "{full:?}");
-        digests.iter().zip(11..).for_each(|(digest, minutes)| old(digest, minutes));
+        digests.iter().zip(11..).for_each(|(digest, minutes)| age(&store, digest, minutes));
         let held = |store: &BundleStore| digests.iter().map(|digest| store.holds(digest)).collect::<Vec<_>>();
         store.put(&content(9), &named).unwrap();
         store.put(&content(10), &named).unwrap();
         // The ninth is the oldest that nobody names: the tenth was put again.
         assert_eq!(held(&store), (0..10).map(|at| at != 8).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_has_no_room_beside_what_stays_is_not_fetched_until_it_has() {
+        let (_folder, here) = store(100);
+        let contents: Vec<[u8; 100]> = (0..11).map(|number| [number; 100]).collect();
+        let nothing = BTreeSet::new();
+        let digests: Vec<Digest> = contents[..10].iter().map(|content| here.put(content, &nothing).unwrap()).collect();
+        let late = Digest(*blake3::hash(&contents[10]).as_bytes());
+        let mut named: BTreeMap<Digest, u64> = digests.iter().chain([&late]).map(|digest| (*digest, 100)).collect();
+        let mut fetcher = BundleFetcher::default();
+        let mut look = |named: &BTreeMap<Digest, u64>| {
+            let Missing { wanted, refused } = here.missing(named).unwrap();
+            (fetcher.update(&wanted, &peers(&["S1"]), 1), refused)
+        };
+        let (asks, refused) = look(&named);
+        assert_eq!(asks, []);
+        let Some((digest, BundleError::NoRoom { found: 100, total: 1100, .. })) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(digest, late);
+        // What no record names any more is in the way until it may go.
+        named.remove(&digests[0]);
+        assert!(look(&named).1.is_some());
+        age(&here, &digests[0], 11);
+        let (asks, refused) = look(&named);
+        assert!(refused.is_none(), "{refused:?}");
+        assert_eq!(asks, [(ServerName::new("S1").unwrap(), Message::WantBundle { digest: late, offset: 0 })]);
+        here.put(&contents[10], &named.keys().copied().collect()).unwrap();
+        assert!(here.holds(&late) && !here.holds(&digests[0]));
     }
 
     #[test]
@@ -392,14 +475,14 @@ mod tests {
         // All is written, and cannot be given its name.
         fs::create_dir(here.path(&digest)).unwrap();
         let mut fetcher = BundleFetcher::default();
-        let (first, _) = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 1).remove(0);
+        let (first, _) = fetcher.update(&wanted(&here, &named), &peers(&["S1", "S2"]), 1).remove(0);
         let part = (content.len() as u64, 0, &content[..]);
         assert_eq!(fetcher.part(&here, &first, digest, part, 2), Arrived::Whole(content.to_vec()));
         assert!(matches!(here.put(content, &nothing), Err(BundleError::Io { .. })));
         assert!(!here.part_path(&digest).exists());
-        assert_eq!(fetcher.update(&here, &named, &peers(&["S1", "S2"]), 10_000_000), []);
+        assert_eq!(fetcher.update(&wanted(&here, &named), &peers(&["S1", "S2"]), 10_000_000), []);
         fs::remove_dir(here.path(&digest)).unwrap();
-        let (next, _) = fetcher.update(&here, &named, &peers(&["S1", "S2"]), 100_000_000).remove(0);
+        let (next, _) = fetcher.update(&wanted(&here, &named), &peers(&["S1", "S2"]), 100_000_000).remove(0);
         assert_eq!(fetcher.part(&here, &next, digest, part, 100_000_001), Arrived::Whole(content.to_vec()));
         assert_eq!(here.put(content, &nothing).unwrap(), digest);
     }

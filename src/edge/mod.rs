@@ -31,6 +31,7 @@ pub mod service_address;
 mod sources;
 pub mod tls;
 pub mod token;
+pub mod vector_parts;
 pub mod view;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -26,8 +26,8 @@ use tracing::{debug, warn};
 
 use super::certificate::{AuthorityCertificate, CertificateError, Credentials, fill_random};
 use super::endpoint::{bind, transport_config};
-use super::frame::FRAME_HEADER_BYTES;
 pub use super::frame::SendError;
+use super::frame::FRAME_HEADER_BYTES;
 use super::hello::{HELLO_PAYLOAD_BYTES_MAX, Hello};
 pub use super::link::{CloseCode, WE_ARE_REVOKED};
 use super::link::{Established, Link, Refusal, greet, peer_certificate, welcome, within};
@@ -44,6 +44,8 @@ const PENDING_MAX: usize = 512;
 const PENDING_OF_SOURCE_MAX: usize = 64;
 /// A link that lived this long ends a row of failures, in ms.
 const STABLE_MS: u64 = 1000;
+/// How often it is looked whether a queue has room again.
+const ROOM_LOOK: Duration = Duration::from_millis(5);
 
 /// Which of a link's two streams carries a frame. Frames of one channel arrive in order; `Live` goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -267,6 +269,18 @@ impl Mesh {
         }
         let link = self.shared.state().links.get(peer).cloned();
         link.ok_or(SendError::NotLinked)?.push(channel, frame)
+    }
+
+    /// Queues frames one after the other, waiting for room, until all are on their way or the link is gone.
+    pub async fn send_in_turn(&self, peer: &ServerName, channel: Channel, frames: impl Iterator<Item = Bytes>) {
+        for frame in frames {
+            while let Err(error) = self.send(peer, channel, frame.clone()) {
+                if error != SendError::Full {
+                    return;
+                }
+                tokio::time::sleep(ROOM_LOOK).await;
+            }
+        }
     }
 
     /// Refuses each named server's certificates issued at or before a time (ms since the Unix epoch; `u64::MAX`: all of

@@ -79,6 +79,12 @@ enum MessageV1<'a> {
     Opinion(#[serde(borrow)] OpinionV1<'a>),
     Lease(#[serde(borrow)] LeaseMessageV1<'a>),
     Management(#[serde(borrow)] ManagementMessageV1<'a>),
+    VectorPart {
+        #[serde(borrow)]
+        held: VectorV1<'a>,
+        #[serde(borrow)]
+        floor: VectorV1<'a>,
+    },
 }
 
 /// Encodes a message. Whoever builds messages keeps them below [`MESSAGE_BYTES_MAX`]; the receiver insists.
@@ -120,6 +126,7 @@ pub fn encode_message(message: &Message) -> Vec<u8> {
         Message::Opinion(opinion) => MessageV1::Opinion(opinion.into()),
         Message::Lease(message) => MessageV1::Lease(message.into()),
         Message::Management(message) => MessageV1::Management(message.into()),
+        Message::VectorPart { held, floor } => MessageV1::VectorPart { held: vector_v1(held), floor: vector_v1(floor) },
     };
     encode_into(&form, &mut out);
     out
@@ -174,5 +181,8 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, FormatError> {
         MessageV1::Opinion(opinion) => Message::Opinion(opinion.opinion()?),
         MessageV1::Lease(message) => Message::Lease(message.message()?),
         MessageV1::Management(message) => Message::Management(message.message()?),
+        MessageV1::VectorPart { held, floor } => {
+            Message::VectorPart { held: vector(WHAT, &held)?, floor: vector(WHAT, &floor)? }
+        }
     })
 }

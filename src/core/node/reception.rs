@@ -57,6 +57,7 @@ impl Node {
             | Message::WantBundle { .. }
             | Message::BundlePart { .. }
             | Message::NoBundle { .. }
+            | Message::VectorPart { .. }
             | Message::WantCertificate { .. }
             | Message::Certificate { .. } => {}
             message @ (Message::Chain(_) | Message::Opinion(_) | Message::Lease(_) | Message::Management(_)) => {
