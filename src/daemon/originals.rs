@@ -5,7 +5,7 @@
 //! worker last told; orders of operators carry token 0, so they never touch what a decision has put to work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 #[cfg(feature = "libvirt")]
 use std::time::Duration;
@@ -33,7 +33,7 @@ use crate::edge::config::{Config, Driver};
 use crate::edge::control::{OriginalCheck, OriginalView, ProcedureTest, Response};
 #[cfg(feature = "libvirt")]
 use crate::edge::guests::{Acceleration, Keep, LibvirtDriver};
-use crate::edge::guests::{FOLDER, Originals, ProcessDriver, Report, original_name};
+use crate::edge::guests::{Drivers, FOLDER, Originals, ProcessDriver, Report, original_name};
 use crate::ports::Hypervisor;
 
 /// The program itself, also after its file has been replaced.
@@ -92,25 +92,18 @@ impl Hosted {
         }
         // A loop that is gone needs no report.
         let report: Report = Arc::new(move |report| drop(reports.send(report)));
-        let directory = &config.directory;
-        hosted.originals = Some(match config.originals.driver {
+        let drivers = Drivers {
+            used: config.originals.driver,
+            process: ProcessDriver {
+                program: PathBuf::from(MYSELF),
+                directory: config.directory.clone(),
+                interface: config.service.interface(),
+                gateway: config.service.gateway(),
+            },
             #[cfg(feature = "libvirt")]
-            Driver::Libvirt => {
-                let driver = libvirt_driver(config);
-                let machine = |name: &str, folder: &Path| driver.machine(name, folder);
-                Originals::start(directory, count, machine, bundles, clock, report)?
-            }
-            _ => {
-                let driver = ProcessDriver {
-                    program: PathBuf::from(MYSELF),
-                    directory: directory.clone(),
-                    interface: config.service.interface(),
-                    gateway: config.service.gateway(),
-                };
-                let machine = |name: &str, folder: &Path| driver.machine(name, folder);
-                Originals::start(directory, count, machine, bundles, clock, report)?
-            }
-        });
+            libvirt: libvirt_driver(config),
+        };
+        hosted.originals = Some(Originals::start(&config.directory, count, &drivers, bundles, clock, report)?);
         Ok(hosted)
     }
 
@@ -256,7 +249,7 @@ impl Daemon {
             let _ = reply.send(no_originals());
             return;
         }
-        let names: Vec<String> = self.hosted.guests.keys().cloned().collect();
+        let names = self.originals_here().map(|view| view.original).collect();
         self.check_next(names, Vec::new(), reply);
     }
 
@@ -288,7 +281,7 @@ impl Daemon {
             let _ = reply.send(no_originals());
             return;
         }
-        let names: Vec<String> = self.hosted.guests.keys().cloned().collect();
+        let names: Vec<String> = self.originals_here().map(|view| view.original).collect();
         let Some(original) = names.into_iter().find(|name| self.take_in_hand(name).is_ok()) else {
             let hint = "see p2pdb original list; make broken ones anew with p2pdb original prepare";
             let _ = reply.send(Response::failed("no original server of this host is suspended", hint));

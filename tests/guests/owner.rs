@@ -8,7 +8,8 @@ use p2pdb::core::guest::{GuestAction, GuestOrder, GuestOutcome, GuestReport};
 use p2pdb::core::service::parse_address;
 use p2pdb::edge::bundles::BundleStore;
 use p2pdb::edge::clock::SystemClock;
-use p2pdb::edge::guests::{Acceleration, Keep, LibvirtDriver, Originals, ProcessDriver};
+use p2pdb::edge::config::Driver;
+use p2pdb::edge::guests::{Acceleration, Drivers, Keep, LibvirtDriver, Originals, ProcessDriver};
 use p2pdb::edge::service_address::{AddressReport, AddressSettings, ServiceAddressKeeper};
 use p2pdb::ports::Hypervisor;
 
@@ -30,16 +31,13 @@ fn owner() {
         gateway: std::env::var("OWNER_GATEWAY").ok().map(|gateway| gateway.parse().unwrap()),
     };
     let bundles = BundleStore::open(directory.join("bundles"), 1 << 26, 1 << 30).unwrap();
-    let mut originals = match libvirt_driver(&driver) {
-        Some(driver) => {
-            let machine = |name: &str, folder: &std::path::Path| driver.machine(name, folder);
-            Originals::start(&directory, count, machine, &bundles, clock, Arc::new(tell)).unwrap()
-        }
-        None => {
-            let machine = |name: &str, folder: &std::path::Path| driver.machine(name, folder);
-            Originals::start(&directory, count, machine, &bundles, clock, Arc::new(tell)).unwrap()
-        }
+    let is_libvirt = std::env::var_os("OWNER_LIBVIRT").is_some();
+    let drivers = Drivers {
+        used: if is_libvirt { Driver::Libvirt } else { Driver::Process },
+        libvirt: libvirt_driver(&driver),
+        process: driver,
     };
+    let mut originals = Originals::start(&directory, count, &drivers, &bundles, clock, Arc::new(tell)).unwrap();
     let settings = AddressSettings { program: program(), directory, interface };
     let keeper = ServiceAddressKeeper::start(settings, clock, Arc::new(tell_address)).unwrap();
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
@@ -76,12 +74,12 @@ fn owner() {
     }
 }
 
-/// The driver of virtual machines, where the test has a libvirtd.
-fn libvirt_driver(like: &ProcessDriver) -> Option<LibvirtDriver> {
-    let text = |name: &str| std::env::var(name).unwrap();
-    Some(LibvirtDriver {
+/// The driver of virtual machines, for where the test has a libvirtd.
+fn libvirt_driver(like: &ProcessDriver) -> LibvirtDriver {
+    let text = |name: &str| std::env::var(name).unwrap_or_default();
+    LibvirtDriver {
         program: like.program.clone(),
-        uri: std::env::var("OWNER_LIBVIRT").ok()?,
+        uri: text("OWNER_LIBVIRT"),
         image: text("OWNER_IMAGE").into(),
         domain: std::env::var("OWNER_DOMAIN").ok(),
         folder: std::env::var_os("OWNER_FOLDER").map(Into::into),
@@ -89,11 +87,11 @@ fn libvirt_driver(like: &ProcessDriver) -> Option<LibvirtDriver> {
         processors: 1,
         acceleration: (text("OWNER_ACCELERATION") == "qemu").then_some(Acceleration::Qemu),
         keep: if text("OWNER_KEEP") == "saved" { Keep::Saved } else { Keep::Paused },
-        rehearsal: std::env::var("OWNER_REHEARSAL").unwrap_or_default(),
+        rehearsal: text("OWNER_REHEARSAL"),
         boot: Duration::from_secs(120),
         bridge: like.interface.clone(),
         gateway: like.gateway,
-    })
+    }
 }
 
 fn tell(report: GuestReport) {

@@ -222,3 +222,39 @@ fn originals_that_are_not_wanted_any_more_are_removed() {
     });
     owner.done("1 1 resume S2");
 }
+
+#[test]
+fn originals_that_another_driver_made_are_removed_and_made_anew_once_they_are_free() {
+    if !possible("originals_that_another_driver_made_are_removed_and_made_anew_once_they_are_free") {
+        return;
+    }
+    let network = Network::of(1, Tie::Bridge);
+    let host = Host::new(&network, 0, 2);
+    serving(&host, 60_000).kill();
+    assert_eq!(host.processes().len(), 4);
+    // As one that an earlier version has made.
+    std::fs::remove_file(host.directory().join("originals/original-2/driver.json")).unwrap();
+
+    // No virtual machine can be made here, and that is what is said.
+    let host = host.with_environment(vec![("OWNER_LIBVIRT", "qemu+unix:///system?socket=/nowhere".into())]);
+    let owner = host.start_without_waiting();
+    let note = owner.wait_for("changed original-2 broken --- 0 ");
+    assert!(note.starts_with("libvirt.image '' holds neither "), "{note}");
+    assert_eq!(owner.wait_for("changed original-1 "), "serving S2 7 ");
+    assert_eq!(host.processes().len(), 2, "the one at work goes on");
+    owner.done("1 7 hold 10.91.0.50/24 60000");
+    assert!(network.answers("10.91.0.50"));
+    let outcome = owner.order("1 8 reset");
+    assert!(outcome.starts_with("failed libvirt.image '' holds neither "), "{outcome}");
+    assert!(!network.answers("10.91.0.50"));
+    assert_eq!(host.processes().len(), 0);
+    owner.kill();
+
+    // And back; what is remembered of decisions is not lost with that.
+    let host = host.with_environment(Vec::new());
+    let owner = host.start_without_waiting();
+    owner.wait_for("changed original-1 suspended");
+    owner.wait_for("changed original-2 suspended");
+    assert_eq!(host.processes().len(), 4);
+    assert_eq!(owner.order("1 7 resume S2"), "stale 8");
+}

@@ -140,6 +140,11 @@ pub fn host_with(
     keep: &str,
     settings: &[(&'static str, &Path)],
 ) -> Host {
+    Host::new(network, number, originals).with_environment(environment(libvirtd, keep, settings))
+}
+
+/// What the daemon of such a host is told.
+pub fn environment(libvirtd: &Libvirtd, keep: &str, settings: &[(&'static str, &Path)]) -> Vec<(&'static str, String)> {
     let usual = [
         ("OWNER_LIBVIRT", libvirtd.uri()),
         ("OWNER_IMAGE", image().display().to_string()),
@@ -147,7 +152,7 @@ pub fn host_with(
         ("OWNER_KEEP", keep.to_owned()),
     ];
     let others = settings.iter().map(|(name, value)| (*name, value.display().to_string()));
-    Host::new(network, number, originals).with_environment(usual.into_iter().chain(others).collect())
+    usual.into_iter().chain(others).collect()
 }
 
 /// What the doctor says on a host with a line of settings for virtual machines, line by line.

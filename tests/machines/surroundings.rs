@@ -1,12 +1,12 @@
-//! What hosts and guests bring along that are not made for p2pdb: bridges of others, closed folders, restricted agents, updates.
+//! What hosts and guests bring along that are not made for p2pdb: bridges of others, closed and shared folders, restricted agents, updates.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::faults::serves_by_the_installers_channel;
 use super::life::{WEB_FILES, WEB_MANIFEST, WEB_SCRIPT};
-use super::rig::{Network, Tie, run};
-use super::stage::{host, image_with_restricted_agent, machines_possible};
+use super::rig::{Network, Tie, run, wait_until};
+use super::stage::{Libvirtd, environment, host, host_with, image_with_restricted_agent, machines_possible, qemus};
 
 /// After an update of QEMU or of the processor's microcode, say.
 #[test]
@@ -88,4 +88,87 @@ fn a_bridge_that_would_keep_a_stand_in_waiting_is_refused() {
     set(0);
     owner.begin("prepare");
     owner.wait_for("changed original-1 suspended");
+}
+
+#[test]
+fn originals_that_are_not_wanted_any_more_leave_nothing_in_a_folder_that_others_use_too() {
+    if !machines_possible("originals_that_are_not_wanted_any_more_leave_nothing_in_a_folder_that_others_use_too") {
+        return;
+    }
+    let network = Network::of(1, Tie::Bridge);
+    let libvirtd = Libvirtd::start(&network, 0);
+    let shared = tempfile::tempdir().unwrap();
+    let host_here =
+        |originals| host_with(&network, 0, originals, &libvirtd, "saved", &[("OWNER_FOLDER", shared.path())]);
+    let left = |original: &str| {
+        let items = std::fs::read_dir(shared.path().join(original)).into_iter().flatten();
+        items.map(|item| item.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let host = host_here(2);
+    let owner = host.start();
+    owner.done("2 7 resume S2");
+    owner.kill();
+    std::fs::write(shared.path().join("original-2/notes"), "the administrator's").unwrap();
+
+    // The one at work stays until it is free.
+    let owner = host.start_with(1);
+    assert!(owner.wait_for("changed original-2 ").starts_with("running S2 7 "));
+    assert_eq!(libvirtd.machines(), ["running"]);
+    owner.done("2 8 reset");
+    wait_until("nothing that is its own is left", || left("original-2") == ["notes"]);
+    wait_until("it is forgotten", || !host.directory().join("originals/original-2").exists());
+    assert!(libvirtd.machines().is_empty());
+
+    // Another server has the same settings: it takes nothing of this one's, neither at work nor when it goes.
+    let before = left("original-1");
+    let other = host_here(1);
+    let its = other.start_without_waiting();
+    let note = its.wait_for("changed original-1 broken --- 0 ");
+    assert!(note.contains("belongs to another server") && note.contains("libvirt.folder"), "{note}");
+    its.kill();
+    let its = other.start_with(0);
+    wait_until("it is gone", || !other.directory().join("originals/original-1").exists());
+    its.kill();
+    assert_eq!(left("original-1"), before);
+    owner.done("1 9 resume S2");
+
+    // The settings ask for none any more.
+    owner.done("1 9 reset");
+    owner.kill();
+    let _owner = host.start_with(0);
+    wait_until("nothing is left", || !shared.path().join("original-1").exists());
+}
+
+#[test]
+fn machines_that_other_settings_made_are_removed_and_made_anew_once_they_are_free() {
+    if !machines_possible("machines_that_other_settings_made_are_removed_and_made_anew_once_they_are_free") {
+        return;
+    }
+    let network = Network::of(1, Tie::Bridge);
+    let (mut libvirtd, host) = host(&network, 0, 1, "paused");
+    let shared = tempfile::tempdir().unwrap();
+    let own_save = host.directory().join("originals/original-1/pristine.save");
+    host.start().kill();
+    assert!(own_save.exists());
+
+    // Another folder.
+    let host = host.with_environment(environment(&libvirtd, "paused", &[("OWNER_FOLDER", shared.path())]));
+    let owner = host.start_without_waiting();
+    owner.wait_for("changed original-1 suspended");
+    assert_eq!((libvirtd.machines(), qemus(&host)), (vec!["paused".to_owned()], 1));
+    assert!(!own_save.exists() && shared.path().join("original-1/pristine.save").exists());
+
+    // Another driver, while it is at work and libvirtd is away when it is to go.
+    owner.done("1 7 resume S2");
+    owner.kill();
+    let host = host.with_environment(Vec::new());
+    let owner = host.start_without_waiting();
+    assert!(owner.wait_for("changed original-1 ").starts_with("running S2 7 "));
+    libvirtd.kill();
+    let outcome = owner.order("1 8 reset");
+    assert!(outcome.starts_with("failed made by libvirt at ") && outcome.contains("cannot be reached"), "{outcome}");
+    libvirtd.run();
+    assert!(owner.done("1 8 reset").starts_with("suspended a process in namespaces"));
+    assert_eq!(qemus(&host), 0);
+    assert!(!shared.path().join("original-1").exists());
 }

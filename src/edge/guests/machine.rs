@@ -62,4 +62,8 @@ pub trait Machine: Send + 'static {
 
     /// Ends it, address first, and all that ran in it. One that is gone is fine.
     fn destroy(&mut self, instance: &str) -> Result<(), Failed>;
+
+    /// Removes what all instances have left on this host. What is not this original's beyond doubt stays; it is an error if one of
+    /// them may still run.
+    fn remove(&mut self) -> Result<(), Failed>;
 }

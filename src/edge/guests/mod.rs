@@ -5,6 +5,7 @@
 //! after a restart; an order that was cut off by a crash is undone or finished when the next daemon starts; an original that no
 //! decision has put to work is made anew by itself when something has happened to it.
 
+mod drivers;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod machine;
@@ -27,6 +28,7 @@ use crate::core::guest::{GuestOrder, GuestOutcome, GuestRecord, GuestReport, Gue
 use crate::format::guest::{decode_guest, encode_guest};
 use crate::ports::Hypervisor;
 
+pub use drivers::{Drivers, MadeWith};
 #[cfg(feature = "libvirt")]
 pub use libvirt::{
     Acceleration, Keep, LibvirtDriver, LibvirtMachine, SPANNING_TREE_REMEDY, describe as describe_libvirt,
@@ -45,6 +47,11 @@ const WAITING_MAX: usize = 64;
 pub enum OriginalsError {
     #[error("{path}: {source}; the original servers of this host are kept there")]
     Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} is of an original server that libvirt keeps, and this program was built without it; start one that was built with it \
+         once more, or, if there is no such virtual machine any more, remove that folder"
+    )]
+    Driver { path: PathBuf },
 }
 
 /// Tells the daemon; called from the workers' threads, must not block.
@@ -62,11 +69,11 @@ impl Originals {
     /// original if there is none, and reports it.
     ///
     /// # Errors
-    /// The folder cannot be used.
-    pub fn start<M: Machine>(
+    /// The folder cannot be used, or this program has not the driver that made what is there.
+    pub fn start(
         directory: &Path,
         count: usize,
-        machine: impl Fn(&str, &Path) -> M,
+        drivers: &Drivers,
         bundles: &BundleStore,
         clock: SystemClock,
         report: Report,
@@ -77,8 +84,14 @@ impl Originals {
             let folder = folder.join(&name);
             let failed = |source| OriginalsError::Io { path: folder.clone(), source };
             private_folder(&folder).map_err(failed)?;
-            let machine = machine(&name, &folder);
-            let worker = Worker::new(name.clone(), folder.clone(), wanted, machine, bundles.clone(), report.clone());
+            let machine = |with: MadeWith| {
+                drivers.machine(with, &name, &folder).ok_or_else(|| OriginalsError::Driver { path: folder.clone() })
+            };
+            let made = machine(drivers.before(&folder))?;
+            let named = Some(drivers.named()).filter(|named| wanted && *named != made.with);
+            let successor = named.map(machine).transpose()?;
+            let (bundles, report) = (bundles.clone(), report.clone());
+            let worker = Worker::new(name.clone(), folder.clone(), wanted, made, successor, bundles, report);
             let (jobs, inbox) = sync_channel(WAITING_MAX);
             std::thread::Builder::new().name(name.clone()).spawn(move || worker.run(&inbox)).map_err(failed)?;
             workers.push((name, jobs));

@@ -199,6 +199,16 @@ impl Machine for ProcessMachine {
     fn destroy(&mut self, instance: &str) -> Result<(), Failed> {
         self.destroy_instance(instance.parse()?).map_err(|error| error.to_string())
     }
+
+    fn remove(&mut self) -> Result<(), Failed> {
+        let gone = |removed: io::Result<()>| match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
+            _ => Ok(()),
+        };
+        gone(fs::remove_file(&self.socket))?;
+        gone(fs::remove_file(self.socket.with_extension("log")))?;
+        gone(fs::remove_dir_all(&self.root))
+    }
 }
 
 /// Gives the guest its interface on the service network.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::Report;
+use super::drivers::{Made, MadeWith};
 use super::machine::{Failed, Machine, Seen};
 use crate::core::decision::{ServiceAddress, Slot};
 use crate::core::guest::{
@@ -27,6 +28,8 @@ use crate::format::guest::{decode_guest, encode_guest};
 
 /// How often an original that has nothing to do is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is tried to remove one that is not wanted any more.
+const RETIRE_EVERY: Duration = Duration::from_secs(60);
 /// Most of what a procedure printed that goes into a note, in characters.
 const NOTE_CHARS_MAX: usize = 1000;
 
@@ -39,33 +42,54 @@ pub enum Job {
     Prepare,
 }
 
-pub struct Worker<M> {
+pub struct Worker {
     name: String,
     folder: PathBuf,
     /// Whether the settings still ask for this original.
     wanted: bool,
-    machine: M,
+    with: MadeWith,
+    machine: Box<dyn Machine>,
+    /// What the settings name, where that is something else: its turn comes when the original is made anew.
+    successor: Option<Made>,
     bundles: BundleStore,
     report: Report,
     record: GuestRecord,
     told: Option<Guest>,
 }
 
-impl<M: Machine> Worker<M> {
-    pub fn new(name: String, folder: PathBuf, wanted: bool, machine: M, bundles: BundleStore, report: Report) -> Self {
-        Self { name, folder, wanted, machine, bundles, report, record: GuestRecord::absent(), told: None }
+impl Worker {
+    pub fn new(
+        name: String,
+        folder: PathBuf,
+        wanted: bool,
+        made: Made,
+        successor: Option<Made>,
+        bundles: BundleStore,
+        report: Report,
+    ) -> Self {
+        let Made { with, machine } = made;
+        let record = GuestRecord::absent();
+        Self { name, folder, wanted, with, machine, successor, bundles, report, record, told: None }
     }
 
     /// Works until nobody sends jobs any more.
     pub fn run(mut self, jobs: &Receiver<Job>) {
         self.load();
+        if let Err(why) = self.remember_driver() {
+            // Before something is made it has to succeed.
+            warn!("{}: {why}", self.name);
+        }
         let _ = self.attempt(Self::recover);
         loop {
-            if !self.wanted && self.record.token == 0 && self.retire() {
-                return;
+            let mut pause = LOOK_EVERY;
+            if !self.wanted && self.record.token == 0 {
+                if self.attempt(Self::retire) == Ok(true) {
+                    return;
+                }
+                pause = RETIRE_EVERY;
             }
             self.tell();
-            match jobs.recv_timeout(LOOK_EVERY) {
+            match jobs.recv_timeout(pause) {
                 Ok(Job::Order { order, given_ns }) => {
                     let id = order.id;
                     let done = self.attempt(|worker| worker.carry_out(order, given_ns));
@@ -120,6 +144,13 @@ impl<M: Machine> Worker<M> {
         let path = self.state_path();
         write_atomically(&path, &encode_guest(&self.record), 0o600)
             .map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    fn remember_driver(&self) -> Result<(), Failed> {
+        if MadeWith::read(&self.folder).as_ref() == Some(&self.with) {
+            return Ok(());
+        }
+        self.with.write(&self.folder).map_err(|error| format!("{}: {error}", self.folder.display()))
     }
 
     /// Puts a goal on disk, before anything is done for it.
@@ -281,7 +312,7 @@ impl<M: Machine> Worker<M> {
     fn make_anew(&mut self, token: Slot) -> Result<(), Failed> {
         let served = self.record.state == GuestState::Serving;
         self.begin(token, GuestState::Suspended)?;
-        let ended = self.destroy();
+        let ended = self.destroy().map_err(|why| self.left_behind(why));
         if let Err(why) = &ended
             && served
             && self.may_answer()
@@ -289,15 +320,8 @@ impl<M: Machine> Worker<M> {
             self.end(GuestState::Serving, last_words(&format!("it does not end: {why}")));
             return ended;
         }
-        let made = ended.and_then(|()| {
-            let Self { machine, record, folder, name, .. } = self;
-            machine.prepare(&mut |instance| {
-                record.instance = instance.to_owned();
-                let path = folder.join("state");
-                write_atomically(&path, &encode_guest(record), 0o600)
-                    .map_err(|error| format!("{name}: {}: {error}", path.display()))
-            })
-        });
+        // One that is not wanted any more need not be made to be removed.
+        let made = ended.and_then(|()| if self.wanted { self.prepare() } else { Ok(()) });
         self.record.token = 0;
         self.record.target = None;
         self.record.procedure = None;
@@ -306,6 +330,46 @@ impl<M: Machine> Worker<M> {
             Err(why) => self.break_down(&why.clone()),
         }
         made
+    }
+
+    fn prepare(&mut self) -> Result<(), Failed> {
+        self.change_driver()?;
+        self.remember_driver()?;
+        let Self { machine, record, folder, name, .. } = self;
+        machine.prepare(&mut |instance| {
+            record.instance = instance.to_owned();
+            let path = folder.join("state");
+            write_atomically(&path, &encode_guest(record), 0o600)
+                .map_err(|error| format!("{name}: {}: {error}", path.display()))
+        })
+    }
+
+    /// Lets what the settings name take over, after nothing is left of what was made with others.
+    fn change_driver(&mut self) -> Result<(), Failed> {
+        if self.successor.is_none() {
+            return Ok(());
+        }
+        self.machine.remove().map_err(|why| self.left_behind(why))?;
+        if let Some(Made { with, machine }) = self.successor.take() {
+            info!(
+                "{}: p2pdb.toml has changed: what {} made is removed, now it is made by {with}",
+                self.name, self.with
+            );
+            (self.with, self.machine) = (with, machine);
+        }
+        // The new one must not find an instance of the former on disk.
+        self.store()
+    }
+
+    /// Why something is in the way; where it was made with other settings, that is said.
+    fn left_behind(&self, why: Failed) -> Failed {
+        match self.successor {
+            None => why,
+            Some(_) => format!(
+                "made by {} before p2pdb.toml was changed, and cannot be removed there, see 'Other settings' in originals.md: {why}",
+                self.with
+            ),
+        }
     }
 
     fn destroy(&mut self) -> Result<(), Failed> {
@@ -338,6 +402,10 @@ impl<M: Machine> Worker<M> {
 
     /// What an earlier daemon has left.
     fn recover(&mut self) {
+        if self.successor.is_some() && self.record.token == 0 {
+            // What fails is told by the state.
+            return drop(self.make_anew(0));
+        }
         if self.record.unfinished {
             info!("{}: an order was cut off on its way to {}", self.name, self.record.state.word());
             match self.record.state {
@@ -365,7 +433,7 @@ impl<M: Machine> Worker<M> {
 
     /// Compares what is remembered with what is there.
     fn look_after(&mut self) {
-        if self.record.state == GuestState::Broken {
+        if self.record.state == GuestState::Broken || self.record.instance.is_empty() {
             return;
         }
         let seen = self.machine.look(&self.record.instance);
@@ -392,7 +460,8 @@ impl<M: Machine> Worker<M> {
 
     /// Ends an original that nobody wants; whether it is gone.
     fn retire(&mut self) -> bool {
-        let gone = self.destroy().and_then(|()| fs::remove_dir_all(&self.folder).map_err(|error| error.to_string()));
+        let ended = self.destroy().and_then(|()| self.machine.remove());
+        let gone = ended.and_then(|()| fs::remove_dir_all(&self.folder).map_err(|error| error.to_string()));
         match gone {
             Ok(()) => true,
             Err(why) => {
@@ -473,6 +542,9 @@ mod tests {
         fn destroy(&mut self, _: &str) -> Result<(), Failed> {
             if self.stuck { Err("the hypervisor does not answer".into()) } else { Ok(()) }
         }
+        fn remove(&mut self) -> Result<(), Failed> {
+            if self.seen == Seen::Suspended { Err("it was made anew".into()) } else { Ok(()) }
+        }
     }
 
     fn serving() -> GuestRecord {
@@ -488,6 +560,21 @@ mod tests {
 
     /// Lets a worker begin with what is on disk and carry out orders; the last that it told, and the outcomes.
     fn told(folder: &Path, machine: Stubborn, orders: Vec<GuestOrder>) -> (Guest, Vec<GuestOutcome>) {
+        told_if(true, folder, made(MadeWith::Process, machine), None, orders)
+    }
+
+    fn made(with: MadeWith, machine: Stubborn) -> Made {
+        Made { with, machine: Box::new(machine) }
+    }
+
+    /// The same where the settings may not ask for the original any more, or name another driver.
+    fn told_if(
+        wanted: bool,
+        folder: &Path,
+        made: Made,
+        successor: Option<Made>,
+        orders: Vec<GuestOrder>,
+    ) -> (Guest, Vec<GuestOutcome>) {
         let bundles = BundleStore::open(folder.join("bundles"), 1 << 20, 1 << 30).unwrap();
         let all = Arc::new(Mutex::new((None, Vec::new())));
         let kept = all.clone();
@@ -501,7 +588,7 @@ mod tests {
         }
         drop(jobs);
         let original = folder.join(crate::edge::guests::FOLDER).join("original-1");
-        Worker::new("original-1".into(), original, true, machine, bundles, report).run(&inbox);
+        Worker::new("original-1".into(), original, wanted, made, successor, bundles, report).run(&inbox);
         let (last, outcomes) = std::mem::take(&mut *all.lock().unwrap());
         (last.unwrap(), outcomes)
     }
@@ -546,6 +633,49 @@ mod tests {
         let machine = Stubborn { mute: true, stuck: false, panics: false, seen: Seen::Running(Some(ADDRESS)) };
         let (guest, _) = told(folder.path(), machine, vec![resume]);
         assert_eq!((guest.state, guest.token), (GuestState::Running, 5), "{}", guest.note);
+    }
+
+    #[test]
+    fn one_that_is_not_wanted_any_more_stays_at_work_and_is_removed_once_it_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let original = folder.path().join(crate::edge::guests::FOLDER).join("original-1");
+        kept(folder.path(), &serving());
+        let seen = Seen::Running(Some(ADDRESS));
+        let machine = || {
+            let machine = Stubborn { mute: false, stuck: false, panics: false, seen: seen.clone() };
+            made(MadeWith::Process, machine)
+        };
+        let (guest, _) = told_if(false, folder.path(), machine(), None, Vec::new());
+        assert_eq!((guest.state, original.exists()), (GuestState::Serving, true));
+        let reset = GuestOrder { id: 1, original: "original-1".into(), token: 8, action: GuestAction::Reset };
+        let (_, outcomes) = told_if(false, folder.path(), machine(), None, vec![reset]);
+        assert!(matches!(&outcomes[..], [GuestOutcome::Done(_)]), "{outcomes:?}");
+        assert!(!original.exists(), "it is removed, and was not made anew for that");
+    }
+
+    #[test]
+    fn what_other_settings_made_is_at_work_until_it_is_free_and_is_removed_before_it_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let original = folder.path().join(crate::edge::guests::FOLDER).join("original-1");
+        let former = MadeWith::Libvirt { uri: "qemu:///former".into(), folder: None };
+        let begun = |stuck: bool, seen: Seen| {
+            let before = made(former.clone(), Stubborn { mute: false, stuck, panics: false, seen });
+            let now = Stubborn { mute: false, stuck: true, panics: false, seen: Seen::Gone };
+            let (guest, _) = told_if(true, folder.path(), before, Some(made(MadeWith::Process, now)), Vec::new());
+            (guest.state, guest.note, MadeWith::read(&original).unwrap())
+        };
+
+        kept(folder.path(), &serving());
+        let (state, _, with) = begun(false, Seen::Running(Some(ADDRESS)));
+        assert_eq!((state, &with), (GuestState::Serving, &former));
+
+        kept(folder.path(), &GuestRecord { state: GuestState::Suspended, token: 0, target: None, ..serving() });
+        let (state, note, with) = begun(true, Seen::Gone);
+        assert_eq!((state, &with), (GuestState::Broken, &former));
+        assert!(note.starts_with("made by libvirt at qemu:///former before p2pdb.toml was changed"), "{note}");
+
+        let (state, note, with) = begun(false, Seen::Gone);
+        assert_eq!((state, &with), (GuestState::Suspended, &MadeWith::Process), "{note}");
     }
 
     #[test]

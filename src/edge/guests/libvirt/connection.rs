@@ -5,11 +5,13 @@
 //!                   |---the call is late--> given up: its thread ends when libvirt answers; for a while nobody asks
 //! ```
 //! libvirt's calls block, some for ever when its daemon is frozen. So whoever calls waits for the thread, not for libvirt.
+//! Invariant: at most `GIVEN_UP_MAX` threads wait for an answer that nobody waits for any more; more is not asked before one has come.
 //! Before each call the connection is tried with a question that costs a fraction of a millisecond: after a restart of libvirtd the
 //! old one only says so when it is used.
 
 use std::ffi::CString;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -19,6 +21,8 @@ use virt::error::{Error as VirtError, ErrorNumber};
 
 /// After a call that was late nobody is kept waiting by another one for this long.
 const GIVEN_UP: Duration = Duration::from_secs(5);
+/// A call may hang alone, so others are tried beside it; where so many hang, so would the next, and each costs a thread and a socket.
+const GIVEN_UP_MAX: usize = 3;
 const OPEN: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Error)]
@@ -27,6 +31,11 @@ pub enum LibvirtError {
     Unreachable { uri: String, why: String },
     #[error("libvirt at {uri} does not answer: {what} was not done within {patience_ms} ms")]
     Late { uri: String, what: &'static str, patience_ms: u128 },
+    #[error(
+        "libvirt at {uri} does not answer: {GIVEN_UP_MAX} calls have not come back, and it is asked nothing more until one has; \
+         restart libvirtd, which virtual machines outlive"
+    )]
+    Stuck { uri: String },
     #[error("there is no such virtual machine")]
     NoDomain,
     #[error("{what}: {why}")]
@@ -35,10 +44,17 @@ pub enum LibvirtError {
 
 type Task = Box<dyn FnOnce(&mut Option<Connect>) + Send>;
 
+struct Thread {
+    tasks: SyncSender<Task>,
+    handle: JoinHandle<()>,
+}
+
 pub struct Connection {
     uri: String,
-    thread: Option<SyncSender<Task>>,
+    thread: Option<Thread>,
     given_up_until: Option<Instant>,
+    /// Threads whose call was late, and that have not ended since.
+    given_up: Vec<JoinHandle<()>>,
 }
 
 impl Connection {
@@ -46,7 +62,7 @@ impl Connection {
     pub fn new(uri: &str) -> Self {
         // Otherwise libvirt writes every error to standard error, also those that are expected.
         virt::error::clear_error_callback();
-        Self { uri: uri.to_owned(), thread: None, given_up_until: None }
+        Self { uri: uri.to_owned(), thread: None, given_up_until: None, given_up: Vec::new() }
     }
 
     /// Does something with the connection; `what` names it for people.
@@ -64,6 +80,10 @@ impl Connection {
         if self.given_up_until.is_some_and(|until| Instant::now() < until) {
             return Err(late(Duration::ZERO));
         }
+        self.given_up.retain(|thread| !thread.is_finished());
+        if self.given_up.len() >= GIVEN_UP_MAX {
+            return Err(LibvirtError::Stuck { uri: self.uri.clone() });
+        }
         let (answer, answered) = sync_channel(1);
         let uri = self.uri.clone();
         let task: Task = Box::new(move |connection| {
@@ -75,7 +95,7 @@ impl Connection {
             None => start_thread()
                 .map_err(|error| LibvirtError::Unreachable { uri: self.uri.clone(), why: error.to_string() })?,
         };
-        let sent = thread.send(task).is_ok();
+        let sent = thread.tasks.send(task).is_ok();
         match answered.recv_timeout(patience) {
             Ok(outcome) => {
                 self.given_up_until = None;
@@ -84,6 +104,7 @@ impl Connection {
             }
             Err(RecvTimeoutError::Timeout) => {
                 self.given_up_until = Some(Instant::now() + GIVEN_UP);
+                self.given_up.push(thread.handle);
                 Err(late(patience))
             }
             Err(RecvTimeoutError::Disconnected) => {
@@ -109,10 +130,10 @@ impl Connection {
     }
 }
 
-fn start_thread() -> std::io::Result<SyncSender<Task>> {
+fn start_thread() -> std::io::Result<Thread> {
     let (tasks, inbox) = sync_channel(1);
-    std::thread::Builder::new().name("libvirt".into()).spawn(move || work_through(&inbox))?;
-    Ok(tasks)
+    let handle = std::thread::Builder::new().name("libvirt".into()).spawn(move || work_through(&inbox))?;
+    Ok(Thread { tasks, handle })
 }
 
 fn work_through(inbox: &Receiver<Task>) {
@@ -182,4 +203,38 @@ pub fn describe(uri: &str) -> Result<String, LibvirtError> {
         let (major, minor, release) = (version / 1_000_000, version / 1000 % 1000, version % 1000);
         Ok(format!("libvirt {major}.{minor}.{release}, {}", connection.get_type()?))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_frozen_libvirtd_costs_a_few_threads_and_is_asked_again_once_one_is_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("frozen.sock");
+        // Whoever connects waits: nobody accepts, nobody answers.
+        let frozen = UnixListener::bind(&socket).unwrap();
+        let mut connection = Connection::new(&format!("qemu+unix:///system?socket={}", socket.display()));
+        let ask = |connection: &mut Connection| {
+            // As if enough time had passed.
+            connection.given_up_until = None;
+            connection.call("asking", Duration::from_millis(100), Connect::get_lib_version).unwrap_err()
+        };
+        for _ in 0..GIVEN_UP_MAX {
+            assert!(matches!(ask(&mut connection), LibvirtError::Late { .. }));
+        }
+        for _ in 0..10 {
+            assert!(matches!(ask(&mut connection), LibvirtError::Stuck { .. }));
+        }
+        assert_eq!(connection.given_up.len(), GIVEN_UP_MAX);
+        drop(frozen);
+        let begun = Instant::now();
+        while !matches!(ask(&mut connection), LibvirtError::Unreachable { .. }) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no thread has come back");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }

@@ -22,7 +22,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub struct Gate {
     /// The p2pdb program itself.
     pub program: PathBuf,
-    pub bridge: String,
+    /// `None`: there is no service network any more; what is left of one can still be shut and taken away.
+    pub bridge: Option<String>,
     /// At most 15 bytes; no other interface of the host has it.
     pub tap: String,
     /// The guest's hardware address.
@@ -37,15 +38,15 @@ impl Gate {
     /// # Errors
     /// The bridge is none, or would keep the gate shut for half a minute after it was opened; or `ip` says no.
     pub fn make(&self) -> io::Result<()> {
+        let bridge = self.bridge()?;
         self.remove()?;
-        let listed = iproute::ip(&["-oneline", "link", "show", "dev", &self.bridge, "type", "bridge"])?;
+        let listed = iproute::ip(&["-oneline", "link", "show", "dev", bridge, "type", "bridge"])?;
         if listed.trim().is_empty() {
             return Err(io::Error::other(format!(
-                "service.interface '{}' is not a bridge; virtual machines need one: put the interface into a bridge and name that",
-                self.bridge
+                "service.interface '{bridge}' is not a bridge; virtual machines need one: put the interface into a bridge and name that"
             )));
         }
-        if let Some(words) = spanning_tree(&self.bridge) {
+        if let Some(words) = spanning_tree(bridge) {
             return Err(io::Error::other(format!("{words}; {SPANNING_TREE_REMEDY}")));
         }
         iproute::ip(&["tuntap", "add", "dev", &self.tap, "mode", "tap"])?;
@@ -57,7 +58,12 @@ impl Gate {
     }
 
     fn join(&self) -> io::Result<()> {
-        iproute::ip(&["link", "set", "dev", &self.tap, "master", &self.bridge]).map(drop)
+        iproute::ip(&["link", "set", "dev", &self.tap, "master", self.bridge()?]).map(drop)
+    }
+
+    fn bridge(&self) -> io::Result<&str> {
+        let missing = "there is no service network here; set service.interface in p2pdb.toml";
+        self.bridge.as_deref().ok_or_else(|| io::Error::other(missing))
     }
 
     /// Shuts it and takes it away; one that is not there is fine.
@@ -76,7 +82,7 @@ impl Gate {
             gate: Some(self.tap.clone()),
             mac: Some(self.mac.clone()),
             name: self.tap.clone(),
-            ..AgentArgs::host(Some(self.bridge.clone()))
+            ..AgentArgs::host(Some(self.bridge()?.to_owned()))
         };
         agent::start_known(&self.program, &self.socket, &arguments)
     }
@@ -85,7 +91,7 @@ impl Gate {
     pub fn take(&self, address: ServiceAddress, until_ns: u64) -> io::Result<()> {
         self.attend()?;
         let master = fs::read_link(format!("/sys/class/net/{}/master", self.tap));
-        if !master.is_ok_and(|master| master.ends_with(&self.bridge)) {
+        if !master.is_ok_and(|master| master.ends_with(self.bridge.as_deref().unwrap_or_default())) {
             // Somebody has made the bridge anew since.
             self.join()?;
         }
@@ -144,4 +150,23 @@ pub fn spanning_tree(bridge: &str) -> Option<String> {
 /// The socket of the agent of an original with this folder.
 pub fn socket(folder: &Path) -> PathBuf {
     folder.join("gate.sock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_service_network_a_gate_is_not_made_and_is_still_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = Gate {
+            program: "/nowhere".into(),
+            bridge: None,
+            tap: "p2pdb-nowhere".into(),
+            mac: "52:54:00:00:00:01".into(),
+            socket: socket(folder.path()),
+        };
+        assert!(gate.make().unwrap_err().to_string().contains("set service.interface"));
+        gate.remove().unwrap();
+    }
 }

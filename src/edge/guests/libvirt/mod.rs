@@ -122,14 +122,16 @@ pub struct LibvirtDriver {
 impl LibvirtDriver {
     /// The machine for one original, whose folder exists.
     pub fn machine(&self, original: &str, folder: &Path) -> LibvirtMachine {
-        let folder = self.folder.as_ref().map_or(folder.to_path_buf(), |shared| shared.join(original));
-        let folder = std::path::absolute(&folder).unwrap_or(folder);
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let home = absolute(folder.to_path_buf());
+        let folder = self.folder.as_ref().map_or_else(|| home.clone(), |shared| absolute(shared.join(original)));
         let store = Store { folder };
         let guest_agent = store.description().is_ok_and(|pristine| pristine.guest_agent);
         LibvirtMachine {
             connection: Connection::new(&self.uri),
             driver: self.clone(),
             original: original.to_owned(),
+            home,
             store,
             guest_agent,
             memory_mib: self.memory_mib,
@@ -169,6 +171,8 @@ impl LibvirtDriver {
 pub struct LibvirtMachine {
     driver: LibvirtDriver,
     original: String,
+    /// Its folder in the daemon's directory.
+    home: PathBuf,
     store: Store,
     connection: Connection,
     /// Whether this life is reached by the guest agent, and not by the installer's channel.
@@ -247,7 +251,7 @@ impl Machine for LibvirtMachine {
         };
         if resumed.is_ok() {
             // Ready before it is needed.
-            self.gate(instance)?.attend().map_err(|error| error.to_string())?;
+            self.gate(instance).attend().map_err(|error| error.to_string())?;
         }
         let woken = resumed.and_then(|()| self.wait_for_first_answer(instance, begun + RESUME));
         if self.driver.keep == Keep::Saved && matches!(woken, Err(LibvirtError::Failed { .. })) {
@@ -271,7 +275,7 @@ impl Machine for LibvirtMachine {
         // With IPv6 the guest says which addresses it listens to when it gets one: nobody would hear that.
         let ahead = address.filter(|address| address.ip.is_ipv4());
         if ahead.is_some() {
-            self.gate(instance)?.shut().map_err(|error| error.to_string())?;
+            self.gate(instance).shut().map_err(|error| error.to_string())?;
         }
         let ahead = ahead.map(|address| script::take_address(&mac(instance), address, self.driver.gateway));
         let script = script::install(procedure, target, &self.original, archive, ahead.as_deref())?;
@@ -295,19 +299,56 @@ impl Machine for LibvirtMachine {
                 return Err(format!("the guest does not take the address: {}", ran.output.trim()));
             }
         }
-        self.gate(instance)?.take(address, until_ns).map_err(|error| error.to_string())
+        self.gate(instance).take(address, until_ns).map_err(|error| error.to_string())
     }
 
     fn hold_address(&mut self, instance: &str, address: ServiceAddress, until_ns: u64) -> Result<(), Failed> {
-        self.gate(instance)?.hold(address, until_ns).map_err(|error| error.to_string())
+        self.gate(instance).hold(address, until_ns).map_err(|error| error.to_string())
     }
 
     fn release_address(&mut self, instance: &str) -> Result<(), Failed> {
-        self.gate(instance)?.release().map_err(|error| error.to_string())
+        self.gate(instance).release().map_err(|error| error.to_string())
     }
 
     fn destroy(&mut self, instance: &str) -> Result<(), Failed> {
         self.end(instance)
+    }
+
+    fn remove(&mut self) -> Result<(), Failed> {
+        let folder = self.store.folder.clone();
+        if !folder.exists() {
+            return Ok(());
+        }
+        if !self.store.is_of(&self.home) {
+            let folder = folder.display();
+            warn!(
+                "{}: {folder} is not known to be its own and is left as it is; remove it if no server uses it",
+                self.original
+            );
+            return Ok(());
+        }
+        // What was remembered of it may be lost: nothing is taken away below a machine that runs.
+        if let Ok(pristine) = self.store.description() {
+            match self.look(&pristine.uuid) {
+                Seen::Gone | Seen::Suspended => self.end(&pristine.uuid)?,
+                Seen::Unknown(why) => return Err(why),
+                _ => {
+                    let uuid = pristine.uuid;
+                    return Err(format!(
+                        "its virtual machine runs, and it is not known what for; 'virsh destroy {uuid}' ends it"
+                    ));
+                }
+            }
+        }
+        self.store.remove().map_err(|error| self.at_folder(error))?;
+        if folder == self.home {
+            return Ok(());
+        }
+        match fs::remove_dir(&folder) {
+            // What somebody else has put there stays.
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(self.at_folder(error)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -323,6 +364,7 @@ impl LibvirtMachine {
         let is_own = |above: &&Path| self.driver.folder.is_none() || !above.exists();
         let own = folder.parent().filter(is_own);
         fs::create_dir_all(folder)?;
+        self.store.claim(&self.home)?;
         own.into_iter()
             .chain([folder.as_path()])
             .try_for_each(|it| fs::set_permissions(it, Permissions::from_mode(0o711)))
@@ -364,19 +406,18 @@ impl LibvirtMachine {
         format!("{what}, {acceleration}, {uri}, {}", self.store.folder.display())
     }
 
-    fn gate(&self, uuid: &str) -> Result<Gate, Failed> {
-        let missing = "there is no service network here; set service.interface in p2pdb.toml";
-        Ok(Gate {
+    fn gate(&self, uuid: &str) -> Gate {
+        Gate {
             program: self.driver.program.clone(),
-            bridge: self.driver.bridge.clone().ok_or(missing)?,
+            bridge: self.driver.bridge.clone(),
             tap: tap(uuid),
             mac: mac(uuid),
             socket: gate::socket(&self.store.folder),
-        })
+        }
     }
 
     fn running(&self, instance: &str) -> Seen {
-        match self.gate(instance).and_then(|gate| gate.held().map_err(|error| error.to_string())) {
+        match self.gate(instance).held() {
             Ok(held) => Seen::Running(held),
             Err(_) => Seen::Silent,
         }
@@ -397,7 +438,7 @@ impl LibvirtMachine {
         self.store.clear().map_err(|error| self.at_folder(error))?;
         register(&pristine.uuid)?;
         self.guest_agent = pristine.guest_agent;
-        self.gate(&pristine.uuid)?.make().map_err(|error| error.to_string())?;
+        self.gate(&pristine.uuid).make().map_err(|error| error.to_string())?;
         let base = |number| Base { path: self.store.disk_path(number), format: "qcow2".into() };
         self.overlay(&(0..pristine.disks()).map(base).collect::<Vec<_>>())
     }
@@ -512,7 +553,7 @@ impl LibvirtMachine {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.at_folder(error)),
             _ => {}
         }
-        self.gate(uuid)?.make().map_err(|error| error.to_string())?;
+        self.gate(uuid).make().map_err(|error| error.to_string())?;
         self.overlay(&source.bases())?;
         let xml = self.definition(source, uuid, acceleration);
         self.connection
@@ -593,7 +634,7 @@ impl LibvirtMachine {
 
     /// Ends a life, gate first.
     fn end(&mut self, uuid: &str) -> Result<(), Failed> {
-        self.gate(uuid)?.remove().map_err(|error| error.to_string())?;
+        self.gate(uuid).remove().map_err(|error| error.to_string())?;
         match self.connection.on_domain(uuid, "ending it", ACT, Domain::destroy) {
             Ok(()) | Err(LibvirtError::NoDomain) => {}
             Err(error) => return Err(error.to_string()),

@@ -22,6 +22,11 @@ const FORMAT: u32 = 1;
 const DESCRIPTION_BYTES_MAX: u64 = 64 * 1024;
 /// Most disks of one original.
 pub const DISKS_MAX: usize = 16;
+/// Says whose a folder is: the same text is in the original's folder in its daemon's directory.
+const OWNER: &str = "owner";
+/// What else is there of an original; virtlogd keeps three older consoles.
+const OTHERS: [&str; 7] =
+    ["console.log", "console.log.0", "console.log.1", "console.log.2", "gate.sock", "gate.pid", "gate.log"];
 
 /// `pristine.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,6 +197,52 @@ impl Store {
         remove(&self.channel_path())?;
         self.set_awake(false)
     }
+
+    /// Makes the folder that of the original whose folder in its daemon's directory is `home`, if it is nobody's yet.
+    ///
+    /// # Errors
+    /// It is somebody else's, or cannot be used.
+    pub fn claim(&self, home: &Path) -> io::Result<()> {
+        if self.folder == home {
+            return Ok(());
+        }
+        let mine = match owner(home)? {
+            Some(mine) => mine,
+            None => {
+                let mine = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+                write_atomically(&home.join(OWNER), mine.as_bytes(), 0o600)?;
+                mine
+            }
+        };
+        match owner(&self.folder)? {
+            None => write_atomically(&self.folder.join(OWNER), mine.as_bytes(), 0o600),
+            Some(its) if its == mine => Ok(()),
+            Some(_) => Err(io::Error::other(
+                "it belongs to another server, or to one that was here before; set another libvirt.folder in p2pdb.toml, or remove it \
+                 if no server uses it",
+            )),
+        }
+    }
+
+    /// Whether the folder belongs, beyond doubt, to the original with this folder in its daemon's directory.
+    pub fn is_of(&self, home: &Path) -> bool {
+        let owners = (owner(home), owner(&self.folder));
+        self.folder == home || matches!(owners, (Ok(Some(mine)), Ok(Some(its))) if mine == its)
+    }
+
+    /// Removes all of the original; whose it is goes last, so that what is cut off can be finished.
+    pub fn remove(&self) -> io::Result<()> {
+        self.forget()?;
+        self.clear()?;
+        OTHERS.iter().chain([&OWNER]).try_for_each(|name| remove(&self.folder.join(name)))
+    }
+}
+
+fn owner(folder: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(folder.join(OWNER)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 /// What a pristine state would be made from now: what shapes the guest, and a line for each file of its source, disks last.
@@ -272,6 +323,27 @@ mod tests {
         assert!(store.pristine("image 2").unwrap_err().contains("has changed"));
         fs::write(store.save_path(), b"memorz").unwrap();
         assert!(store.pristine("image 1").unwrap_err().contains("is damaged"));
+    }
+
+    #[test]
+    fn a_folder_has_one_owner_who_removes_what_is_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let [home, other, shared] = ["home", "other", "shared"].map(|name| folder.path().join(name));
+        [&home, &other, &shared].into_iter().for_each(|path| fs::create_dir(path).unwrap());
+        let store = Store { folder: shared.clone() };
+        assert!(!store.is_of(&home), "what nobody has claimed is not known to be anybody's");
+        store.claim(&home).unwrap();
+        store.claim(&home).unwrap();
+        assert!(store.is_of(&home) && !store.is_of(&other));
+        assert!(store.claim(&other).unwrap_err().to_string().contains("belongs to another server"));
+
+        let own = [store.save_path(), store.disk_path(0), store.overlay_path(1), store.console_path()];
+        own.iter().for_each(|path| fs::write(path, "").unwrap());
+        fs::write(shared.join("notes"), "the administrator's").unwrap();
+        store.remove().unwrap();
+        let left: Vec<_> = fs::read_dir(&shared).unwrap().map(|item| item.unwrap().file_name()).collect();
+        assert_eq!(left, ["notes"]);
+        store.claim(&other).unwrap();
     }
 
     #[test]
