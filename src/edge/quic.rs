@@ -26,8 +26,8 @@ use tracing::{debug, warn};
 
 use super::certificate::{AuthorityCertificate, CertificateError, Credentials, fill_random};
 use super::endpoint::{bind, transport_config};
-pub use super::frame::SendError;
 use super::frame::FRAME_HEADER_BYTES;
+pub use super::frame::SendError;
 use super::hello::{HELLO_PAYLOAD_BYTES_MAX, Hello};
 pub use super::link::{CloseCode, WE_ARE_REVOKED};
 use super::link::{Established, Link, Refusal, greet, peer_certificate, welcome, within};

@@ -204,9 +204,9 @@ impl Node {
             return;
         }
         let mut touched = Touched::new();
+        let mut last: BTreeMap<&Stream, &Sealed> = BTreeMap::new();
         for sealed in &entries {
-            let stream = &sealed.id().stream;
-            self.durable.set(stream.clone(), Some(self.head_of(sealed)));
+            last.insert(&sealed.id().stream, sealed);
             self.files.apply(sealed.entry());
             touched.extend(sealed.entry().touched());
             match self.config.flaw {
@@ -215,6 +215,9 @@ impl Node {
                 Some(Flaw::ForgetEarly) => self.files.forget_early(&touched),
                 _ => {}
             }
+        }
+        for (stream, sealed) in last {
+            self.durable.set(stream.clone(), Some(self.head_of(sealed)));
         }
         self.files_written(self.files.written(touched), out);
         self.acknowledge_received(sources, out);

@@ -342,7 +342,6 @@ impl Committer {
                 let (sealed, size) = (&entries[number], sizes[number]);
                 let id = sealed.id();
                 state.index.push(&id.stream, id.seq, segment.number, segment.at as u32);
-                state.recent.push(sealed, size);
                 segment.at += size as u64;
                 newest_ms = sealed.entry().time.wall_ms().max(newest_ms);
             }
@@ -364,7 +363,7 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::sync::{Condvar, Mutex};
 
-    use super::super::index::{Index, Recent};
+    use super::super::index::Index;
     use super::super::segment_files::Places;
     use super::super::{JournalConfig, JournalEvent, State, Usage};
     use super::*;
@@ -382,7 +381,6 @@ mod tests {
         let (sender, events) = channel();
         let state = State {
             index: Index::default(),
-            recent: Recent::new(1000),
             segments: BTreeMap::new(),
             active: 1,
             checkpoints_waiting: 0,

@@ -1,12 +1,10 @@
-//! Where each entry of the live log is, and the newest entries themselves.
+//! Where each entry of the live log is.
 //!
 //! Four bytes per entry: for each stream and segment the number of the first entry and the offsets of all. Of each
 //! stream the index holds one row without gaps, the newest; older entries are only in archives, or nowhere.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
-use crate::core::entry::Sealed;
 use crate::core::id::Stream;
 use crate::core::oplog::Head;
 use crate::core::version::Vector;
@@ -125,70 +123,6 @@ impl Index {
 
     pub fn entries(&self) -> u64 {
         self.rows.values().flat_map(|row| &row.pieces).map(|piece| piece.offsets.len() as u64).sum()
-    }
-}
-
-/// The newest entries, so that shipping them never reads the disk. Bounded in bytes as encoded.
-#[derive(Debug, Default)]
-pub struct Recent {
-    streams: BTreeMap<Stream, VecDeque<(Arc<Sealed>, usize)>>,
-    /// In order of arrival; an entry that is no longer the first of its stream was dropped before.
-    arrivals: VecDeque<Arc<Sealed>>,
-    bytes: usize,
-    bytes_max: usize,
-}
-
-impl Recent {
-    pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, ..Self::default() }
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    pub fn push(&mut self, sealed: &Arc<Sealed>, encoded_bytes: usize) {
-        let stream = &sealed.id().stream;
-        if !self.streams.contains_key(stream) {
-            self.streams.insert(stream.clone(), VecDeque::new());
-        }
-        let row = self.streams.get_mut(stream).expect("it was put there if it was missing");
-        if row.back().is_some_and(|(last, _)| last.id().seq + 1 != sealed.id().seq) {
-            self.bytes -= row.iter().map(|(_, bytes)| bytes).sum::<usize>();
-            row.clear();
-        }
-        row.push_back((sealed.clone(), encoded_bytes));
-        self.arrivals.push_back(sealed.clone());
-        self.bytes += encoded_bytes;
-        while self.bytes > self.bytes_max {
-            self.drop_oldest();
-        }
-    }
-
-    /// Entries from `from` to `to`, at least one and at most `bytes_max` bytes; none if `from` is not here.
-    pub fn read(&self, stream: &Stream, from: u64, to: u64, bytes_max: usize) -> Vec<Arc<Sealed>> {
-        let Some(row) = self.streams.get(stream) else { return Vec::new() };
-        let Some(first) = row.front().and_then(|(first, _)| from.checked_sub(first.id().seq)) else {
-            return Vec::new();
-        };
-        let mut bytes = 0;
-        let fits = |&&(ref sealed, encoded_bytes): &&(Arc<Sealed>, usize)| {
-            bytes += encoded_bytes;
-            sealed.id().seq <= to && (bytes <= bytes_max || bytes == encoded_bytes)
-        };
-        row.iter().skip(first as usize).take_while(fits).map(|(sealed, _)| sealed.clone()).collect()
-    }
-
-    fn drop_oldest(&mut self) {
-        let Some(oldest) = self.arrivals.pop_front() else { return };
-        let stream = &oldest.id().stream;
-        let Some(row) = self.streams.get_mut(stream) else { return };
-        if row.front().is_some_and(|(first, _)| Arc::ptr_eq(first, &oldest)) {
-            self.bytes -= row.pop_front().map_or(0, |(_, bytes)| bytes);
-        }
-        if row.is_empty() {
-            self.streams.remove(stream);
-        }
     }
 }
 

@@ -31,7 +31,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use self::committer::{Committer, OpenSegment, SpareSlot};
-use self::index::{Index, Recent};
+use self::index::Index;
 use self::keeper::Keeper;
 use self::segment_files::Places;
 use crate::core::entry::Sealed;
@@ -69,8 +69,6 @@ pub struct JournalConfig {
     pub archives: ArchiveRetention,
     /// Compression level of archives, 1 to 19.
     pub zstd_level: i32,
-    /// The newest entries that are kept in memory, in bytes.
-    pub recent_bytes: usize,
 }
 
 impl JournalConfig {
@@ -85,7 +83,6 @@ impl JournalConfig {
             keep_live_bytes_max: 1 << 30,
             archives: ArchiveRetention::Forever,
             zstd_level: 3,
-            recent_bytes: 1 << 20,
         }
     }
 }
@@ -138,8 +135,6 @@ pub struct Usage {
     /// Bytes of entries in the live log, and of its files with the room ahead.
     pub live_bytes: u64,
     pub file_bytes: u64,
-    /// Bytes of the newest entries held in memory.
-    pub recent_bytes: usize,
     /// Groups that were committed since the start, entries in them, and the time that their syncs took, sum and longest,
     /// in microseconds.
     pub syncs: u64,
@@ -201,7 +196,6 @@ pub fn open(
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
             index: log.index,
-            recent: Recent::new(config.recent_bytes),
             segments,
             active: log.current.unwrap_or(0),
             checkpoints_waiting: 0,
@@ -285,7 +279,6 @@ impl Journal {
             entries: state.index.entries(),
             live_bytes: state.segments.values().map(|segment| segment.end.saturating_sub(header_bytes)).sum(),
             file_bytes: state.segments.values().map(|segment| segment.file_bytes).sum(),
-            recent_bytes: state.recent.bytes(),
             ..state.usage
         }
     }
@@ -347,7 +340,6 @@ impl Shared {
 
 struct State {
     index: Index,
-    recent: Recent,
     segments: BTreeMap<u64, Segment>,
     /// The segment that is written to; 0 before the first.
     active: u64,

@@ -1,4 +1,5 @@
-//! The thread that reads entries for peers that lag, so that no commit waits for a read.
+//! The thread that reads entries for peers that lag, so that no commit waits for a read. What was written lately is in the kernel's
+//! memory still.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,16 +28,12 @@ pub enum Command {
 pub fn run(shared: &Arc<Shared>, commands: &Receiver<Command>) {
     let mut files = BTreeMap::new();
     while let Ok(Command::Read { peer, stream, from, to, bytes_max }) = commands.recv() {
-        let recent = lock(&shared.state).recent.read(&stream, from, to, bytes_max);
-        let entries = match recent.is_empty() {
-            true => read_from_disk(shared, &mut files, &stream, from, to, bytes_max),
-            false => recent,
-        };
+        let entries = read(shared, &mut files, &stream, from, to, bytes_max);
         shared.tell(Input::Read { peer, stream, from, entries });
     }
 }
 
-fn read_from_disk(
+fn read(
     shared: &Shared,
     files: &mut BTreeMap<u64, File>,
     stream: &Stream,
