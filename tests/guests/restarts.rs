@@ -257,4 +257,21 @@ fn originals_that_another_driver_made_are_removed_and_made_anew_once_they_are_fr
     owner.wait_for("changed original-2 suspended");
     assert_eq!(host.processes().len(), 4);
     assert_eq!(owner.order("1 7 resume S2"), "stale 8");
+    owner.kill();
+
+    // What made one cannot be read: it is left as it is.
+    let with = host.directory().join("originals/original-2/driver.json");
+    let text = std::fs::read(&with).unwrap();
+    std::fs::write(&with, "of another world").unwrap();
+    let owner = host.start_without_waiting();
+    let note = owner.wait_for("changed original-2 broken --- 0 ");
+    assert!(note.contains("driver.json: ") && note.contains("mend that file"), "{note}");
+    owner.wait_for("changed original-1 suspended");
+    assert_eq!(host.processes().len(), 4);
+    owner.kill();
+    assert_eq!(std::fs::read(&with).unwrap(), b"of another world");
+    std::fs::write(&with, text).unwrap();
+    let owner = host.start_without_waiting();
+    owner.wait_for("changed original-2 suspended");
+    assert_eq!(host.processes().len(), 4);
 }

@@ -132,9 +132,47 @@ fn originals_that_are_not_wanted_any_more_leave_nothing_in_a_folder_that_others_
     assert_eq!(left("original-1"), before);
     owner.done("1 9 resume S2");
 
-    // The settings ask for none any more.
-    owner.done("1 9 reset");
+    // The folder has become another's meanwhile: its machine ends, and what is there stays.
+    let whose = shared.path().join("original-1/owner");
+    let mine = std::fs::read(&whose).unwrap();
+    std::fs::write(&whose, "another").unwrap();
+    let outcome = owner.order("1 9 reset");
+    assert!(outcome.starts_with("failed ") && outcome.contains("belongs to another server"), "{outcome}");
+    assert!(libvirtd.machines().is_empty());
+    for name in ["pristine.json", "pristine.save", "awake"] {
+        assert!(shared.path().join("original-1").join(name).exists(), "{name}");
+    }
+    std::fs::write(&whose, mine).unwrap();
+    owner.done("1 10 reset");
+
+    // A resumption that fails for that says nothing of the state.
+    let away = shared.path().join("away");
+    std::fs::rename(&whose, &away).unwrap();
+    std::fs::create_dir(&whose).unwrap();
+    let before = std::fs::read(shared.path().join("original-1/pristine.json")).unwrap();
+    let outcome = owner.order("1 11 resume S2");
+    assert!(outcome.starts_with("failed "), "{outcome}");
+    std::fs::remove_dir(&whose).unwrap();
+    std::fs::rename(&away, &whose).unwrap();
+    owner.done("1 12 reset");
+    assert_eq!(std::fs::read(shared.path().join("original-1/pristine.json")).unwrap(), before);
     owner.kill();
+
+    // As an earlier version has left it: whose it is was not said.
+    for whose in [&whose, &host.directory().join("originals/original-1/owner")] {
+        std::fs::remove_file(whose).unwrap();
+    }
+    host.start().kill();
+    assert!(whose.exists());
+
+    // The settings ask for none any more, while the disk is away.
+    let away = shared.path().with_extension("away");
+    std::fs::rename(shared.path(), &away).unwrap();
+    let owner = host.start_with(0);
+    owner.wait_for("changed original-1 ");
+    owner.kill();
+    assert!(host.directory().join("originals/original-1").exists());
+    std::fs::rename(&away, shared.path()).unwrap();
     let _owner = host.start_with(0);
     wait_until("nothing is left", || !shared.path().join("original-1").exists());
 }

@@ -13,10 +13,13 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "libvirt")]
 use super::libvirt::LibvirtDriver;
-use super::machine::Machine;
+use super::machine::{Failed, Machine, Seen};
 use super::process::ProcessDriver;
+use crate::core::decision::ServiceAddress;
+use crate::core::id::ServerName;
 use crate::edge::certificate::write_atomically;
 use crate::edge::config::Driver;
+use crate::edge::procedure::Procedure;
 use crate::edge::process_identity::ProcessIdentity;
 use crate::format::guest::decode_guest;
 
@@ -46,11 +49,31 @@ struct Remembered {
 
 impl MadeWith {
     /// What is remembered of the original with this folder.
-    pub fn read(folder: &Path) -> Option<Self> {
+    ///
+    /// # Errors
+    /// It cannot be read, or another version has written it.
+    pub fn read(folder: &Path) -> Result<Option<Self>, Failed> {
+        let path = folder.join(FILE);
+        Self::read_file(&path).map_err(|error| {
+            format!(
+                "{}: {error}; it says what has made this original server, which is left as it is; mend that file, or remove it if \
+                 nothing of that original server is left, and restart p2pdb",
+                path.display()
+            )
+        })
+    }
+
+    fn read_file(path: &Path) -> io::Result<Option<Self>> {
         let mut text = String::new();
-        File::open(folder.join(FILE)).ok()?.take(BYTES_MAX).read_to_string(&mut text).ok()?;
-        let remembered: Remembered = serde_json::from_str(&text).ok()?;
-        (remembered.format == FORMAT).then_some(remembered.made_with)
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?.take(BYTES_MAX).read_to_string(&mut text)?,
+        };
+        let Remembered { format, made_with } = serde_json::from_str(&text)?;
+        match format {
+            FORMAT => Ok(Some(made_with)),
+            other => Err(io::Error::other(format!("it is of form {other}, which this version does not know"))),
+        }
     }
 
     pub fn write(&self, folder: &Path) -> io::Result<()> {
@@ -95,13 +118,17 @@ impl Drivers {
         }
     }
 
-    /// With what the original with this folder was made.
-    pub fn before(&self, folder: &Path) -> MadeWith {
-        MadeWith::read(folder).unwrap_or_else(|| {
+    /// The original with this folder as it was made. `None`: this program was built without that driver.
+    pub fn before(&self, original: &str, folder: &Path) -> Option<Made> {
+        let told = || {
             let record = fs::read(folder.join("state")).ok().and_then(|held| decode_guest(&held).ok());
             let instance = record.map(|record| record.instance).unwrap_or_default();
             told_by(&instance, self.named(), self.with_libvirt())
-        })
+        };
+        match MadeWith::read(folder) {
+            Ok(with) => self.machine(with.unwrap_or_else(told), original, folder),
+            Err(why) => Some(Made { with: told(), machine: Box::new(Unknown(why)) }),
+        }
     }
 
     /// The machine of an original whose folder exists. `None`: this program was built without that driver.
@@ -139,6 +166,51 @@ fn told_by(instance: &str, named: MadeWith, libvirt: MadeWith) -> MadeWith {
     }
 }
 
+/// An original of which it is not known what has made it, and why: nothing is done with it.
+struct Unknown(Failed);
+
+impl Machine for Unknown {
+    fn note(&self) -> String {
+        self.0.clone()
+    }
+
+    fn prepare(&mut self, _: &mut dyn FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed> {
+        Err(self.0.clone())
+    }
+
+    fn look(&mut self, _: &str) -> Seen {
+        Seen::Unknown(self.0.clone())
+    }
+
+    fn resume(&mut self, _: &str) -> Result<(), Failed> {
+        Err(self.0.clone())
+    }
+
+    fn install(&mut self, _: &str, _: &ServerName, _: &Procedure, _: Option<ServiceAddress>) -> Result<String, Failed> {
+        Err(self.0.clone())
+    }
+
+    fn take_address(&mut self, _: &str, _: ServiceAddress, _: u64) -> Result<(), Failed> {
+        Err(self.0.clone())
+    }
+
+    fn hold_address(&mut self, _: &str, _: ServiceAddress, _: u64) -> Result<(), Failed> {
+        Err(self.0.clone())
+    }
+
+    fn release_address(&mut self, _: &str) -> Result<(), Failed> {
+        Err(self.0.clone())
+    }
+
+    fn destroy(&mut self, _: &str) -> Result<(), Failed> {
+        Err(self.0.clone())
+    }
+
+    fn remove(&mut self) -> Result<(), Failed> {
+        Err(self.0.clone())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,18 +222,20 @@ mod tests {
     #[test]
     fn what_an_original_was_made_with_is_remembered() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(MadeWith::read(folder.path()), None);
+        assert_eq!(MadeWith::read(folder.path()), Ok(None));
         for with in [MadeWith::Process, libvirt(None), libvirt(Some("/machines"))] {
             with.write(folder.path()).unwrap();
-            assert_eq!(MadeWith::read(folder.path()), Some(with));
+            assert_eq!(MadeWith::read(folder.path()), Ok(Some(with)));
         }
         let written = fs::read_to_string(folder.path().join(FILE)).unwrap();
         assert_eq!(
             written,
             r#"{"format":1,"made_with":{"driver":"libvirt","uri":"qemu:///system","folder":"/machines"}}"#
         );
-        fs::write(folder.path().join(FILE), written.replace("1", "2")).unwrap();
-        assert_eq!(MadeWith::read(folder.path()), None);
+        for other in [written.replace('1', "2"), String::new()] {
+            fs::write(folder.path().join(FILE), other).unwrap();
+            assert!(MadeWith::read(folder.path()).is_err());
+        }
     }
 
     #[test]

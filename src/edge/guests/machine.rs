@@ -31,6 +31,11 @@ pub trait Machine: Send + 'static {
     /// What an administrator should know of an instance that is suspended.
     fn note(&self) -> String;
 
+    /// Takes possession of what this instance has on this host, where an earlier version has not said whose that is.
+    fn adopt(&mut self, _instance: &str) -> Result<(), Failed> {
+        Ok(())
+    }
+
     /// Makes a pristine instance and leaves it suspended. `register` is called with its name before it runs: an instance that
     /// could not be registered must end by itself.
     fn prepare(&mut self, register: &mut dyn FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed>;
@@ -63,7 +68,7 @@ pub trait Machine: Send + 'static {
     /// Ends it, address first, and all that ran in it. One that is gone is fine.
     fn destroy(&mut self, instance: &str) -> Result<(), Failed>;
 
-    /// Removes what all instances have left on this host. What is not this original's beyond doubt stays; it is an error if one of
-    /// them may still run.
+    /// Removes what all instances have left on this host, after the one that is known was destroyed. What is not this original's
+    /// beyond doubt stays. It is an error where the driver finds one that runs, or cannot see what there is.
     fn remove(&mut self) -> Result<(), Failed>;
 }

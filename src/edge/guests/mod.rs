@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 
 use thiserror::Error;
+use tracing::warn;
 
 use super::bundles::BundleStore;
 use super::certificate::write_atomically;
@@ -69,7 +70,7 @@ impl Originals {
     /// original if there is none, and reports it.
     ///
     /// # Errors
-    /// The folder cannot be used, or this program has not the driver that made what is there.
+    /// The folder cannot be used, or this program has not the driver that made what is wanted.
     pub fn start(
         directory: &Path,
         count: usize,
@@ -84,12 +85,16 @@ impl Originals {
             let folder = folder.join(&name);
             let failed = |source| OriginalsError::Io { path: folder.clone(), source };
             private_folder(&folder).map_err(failed)?;
-            let machine = |with: MadeWith| {
-                drivers.machine(with, &name, &folder).ok_or_else(|| OriginalsError::Driver { path: folder.clone() })
+            let missing = || OriginalsError::Driver { path: folder.clone() };
+            let Some(made) = drivers.before(&name, &folder) else {
+                if wanted {
+                    return Err(missing());
+                }
+                warn!("{}", missing());
+                continue;
             };
-            let made = machine(drivers.before(&folder))?;
             let named = Some(drivers.named()).filter(|named| wanted && *named != made.with);
-            let successor = named.map(machine).transpose()?;
+            let successor = named.map(|with| drivers.machine(with, &name, &folder).ok_or_else(missing)).transpose()?;
             let (bundles, report) = (bundles.clone(), report.clone());
             let worker = Worker::new(name.clone(), folder.clone(), wanted, made, successor, bundles, report);
             let (jobs, inbox) = sync_channel(WAITING_MAX);
@@ -168,7 +173,10 @@ fn names(folder: &Path, count: usize) -> Result<Vec<(String, bool)>, OriginalsEr
     let mut names: Vec<_> = (1..=count).map(|number| (original_name(number), true)).collect();
     for item in fs::read_dir(folder).map_err(failed)? {
         let name = item.map_err(failed)?.file_name().to_string_lossy().into_owned();
-        if name.starts_with("original-") && !names.iter().any(|(held, _)| *held == name) {
+        // A copy that somebody has made of such a folder names the instance of another one.
+        let number = name.rsplit('-').next().and_then(|number| number.parse::<usize>().ok());
+        let is_original = number.is_some_and(|number| original_name(number) == name);
+        if is_original && !names.iter().any(|(held, _)| *held == name) {
             names.push((name, false));
         }
     }
@@ -179,4 +187,22 @@ fn private_folder(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_that_somebody_has_made_of_an_original_are_no_remains_of_one() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in
+            ["original-1", "original-1.bak", "original-12", "original-02", "original-", "my-original-2", "notes"]
+        {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let names = names(folder.path(), 2).unwrap();
+        let expected = [("original-1", true), ("original-2", true), ("original-12", false)];
+        assert_eq!(names, expected.map(|(name, wanted)| (name.to_owned(), wanted)));
+    }
 }

@@ -79,11 +79,23 @@ impl Worker {
             // Before something is made it has to succeed.
             warn!("{}: {why}", self.name);
         }
+        if !self.record.instance.is_empty() {
+            let adopted = self.attempt(|worker| worker.machine.adopt(&worker.record.instance));
+            if let Ok(Err(why)) = adopted {
+                warn!("{}: {why}", self.name);
+            }
+        }
         let _ = self.attempt(Self::recover);
         loop {
             let mut pause = LOOK_EVERY;
             if !self.wanted && self.record.token == 0 {
                 if self.attempt(Self::retire) == Ok(true) {
+                    // Whoever has heard that it is broken would wait for ever for it to be made anew.
+                    if self.told.is_some() {
+                        self.record.state = GuestState::Suspended;
+                        self.record.note.clear();
+                        self.tell();
+                    }
                     return;
                 }
                 pause = RETIRE_EVERY;
@@ -147,7 +159,7 @@ impl Worker {
     }
 
     fn remember_driver(&self) -> Result<(), Failed> {
-        if MadeWith::read(&self.folder).as_ref() == Some(&self.with) {
+        if MadeWith::read(&self.folder)?.as_ref() == Some(&self.with) {
             return Ok(());
         }
         self.with.write(&self.folder).map_err(|error| format!("{}: {error}", self.folder.display()))
@@ -662,7 +674,7 @@ mod tests {
             let before = made(former.clone(), Stubborn { mute: false, stuck, panics: false, seen });
             let now = Stubborn { mute: false, stuck: true, panics: false, seen: Seen::Gone };
             let (guest, _) = told_if(true, folder.path(), before, Some(made(MadeWith::Process, now)), Vec::new());
-            (guest.state, guest.note, MadeWith::read(&original).unwrap())
+            (guest.state, guest.note, MadeWith::read(&original).unwrap().unwrap())
         };
 
         kept(folder.path(), &serving());

@@ -38,7 +38,7 @@ use connection::{Connection, LibvirtError};
 use definition::{Base, Definition, Image, Source};
 use gate::Gate;
 use guest_agent::Ran;
-use pristine::{Made, Pristine, Store};
+use pristine::{Made, OF_ANOTHER, Pristine, Store};
 use script::Archive;
 use template::Template;
 
@@ -201,6 +201,10 @@ impl Machine for LibvirtMachine {
         format!("{what}, {keeps}; booted in {} ms{activation}{way}", pristine.boot_ms)
     }
 
+    fn adopt(&mut self, instance: &str) -> Result<(), Failed> {
+        self.store.adopt(&self.home, instance).map_err(|error| self.at_folder(error))
+    }
+
     fn prepare(&mut self, register: &mut dyn FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed> {
         self.make_folder().map_err(|error| self.at_folder(error))?;
         let source = self.source()?;
@@ -225,6 +229,9 @@ impl Machine for LibvirtMachine {
     }
 
     fn look(&mut self, instance: &str) -> Seen {
+        if self.store.is_others(&self.home) {
+            return Seen::Unknown(self.at_folder(io::Error::other(OF_ANOTHER)));
+        }
         let state = self.connection.on_domain(instance, "asking how it is", LOOK, Domain::get_state);
         match state {
             Ok((VIR_DOMAIN_RUNNING | VIR_DOMAIN_BLOCKED, _)) => self.running(instance),
@@ -244,6 +251,8 @@ impl Machine for LibvirtMachine {
     fn resume(&mut self, instance: &str) -> Result<(), Failed> {
         let begun = Instant::now();
         self.addressed = None;
+        // A daemon that has started since has closed it. And what fails here says nothing of the pristine state.
+        self.make_folder().map_err(|error| self.at_folder(error))?;
         self.store.set_awake(true).map_err(|error| self.at_folder(error))?;
         let resumed = match self.driver.keep {
             Keep::Paused => self.connection.on_domain(instance, "resuming it", ACT, |domain| domain.resume()).map(drop),
@@ -315,11 +324,22 @@ impl Machine for LibvirtMachine {
     }
 
     fn remove(&mut self) -> Result<(), Failed> {
+        self.remove_folder()?;
+        Store::disown(&self.home).map_err(|error| format!("{}: {error}", self.home.display()))
+    }
+}
+
+impl LibvirtMachine {
+    fn at_folder(&self, error: io::Error) -> Failed {
+        format!("{}: {error}", self.store.folder.display())
+    }
+
+    fn remove_folder(&mut self) -> Result<(), Failed> {
         let folder = self.store.folder.clone();
-        if !folder.exists() {
-            return Ok(());
+        if !folder.try_exists().map_err(|error| self.at_folder(error))? {
+            return self.must_be_there();
         }
-        if !self.store.is_of(&self.home) {
+        if !self.store.is_of(&self.home).map_err(|error| self.at_folder(error))? {
             let folder = folder.display();
             warn!(
                 "{}: {folder} is not known to be its own and is left as it is; remove it if no server uses it",
@@ -350,11 +370,19 @@ impl Machine for LibvirtMachine {
             _ => Ok(()),
         }
     }
-}
 
-impl LibvirtMachine {
-    fn at_folder(&self, error: io::Error) -> Failed {
-        format!("{}: {error}", self.store.folder.display())
+    /// That a folder is not there means that nothing of it is left only where the one that it was made in is.
+    fn must_be_there(&self) -> Result<(), Failed> {
+        let Some(shared) = &self.driver.folder else { return Ok(()) };
+        let at = |error: io::Error| format!("{}: {error}", shared.display());
+        match shared.try_exists().map_err(at)? || !Store::has_claimed(&self.home).map_err(at)? {
+            true => Ok(()),
+            false => Err(format!(
+                "{} is not there, and an original server was made in it: is its disk mounted? If all of it is gone for good, make it \
+                 again, empty",
+                shared.display()
+            )),
+        }
     }
 
     /// QEMU's user must be able to enter it, whatever the daemon's own files are like.
@@ -363,11 +391,12 @@ impl LibvirtMachine {
         // A folder above it that is there already is the administrator's affair.
         let is_own = |above: &&Path| self.driver.folder.is_none() || !above.exists();
         let own = folder.parent().filter(is_own);
+        let open = |it: &Path| fs::set_permissions(it, Permissions::from_mode(0o711));
         fs::create_dir_all(folder)?;
+        // It is known to be its own only this once, whatever becomes of the rest.
+        own.map_or(Ok(()), open)?;
         self.store.claim(&self.home)?;
-        own.into_iter()
-            .chain([folder.as_path()])
-            .try_for_each(|it| fs::set_permissions(it, Permissions::from_mode(0o711)))
+        open(folder)
     }
 
     /// Says what to do where a failure may come from a lack of room.
@@ -407,12 +436,14 @@ impl LibvirtMachine {
     }
 
     fn gate(&self, uuid: &str) -> Gate {
+        // Where the folder has become another's, so has the agent there; what is the gate's own is shut without one.
+        let folder = if self.store.is_others(&self.home) { &self.home } else { &self.store.folder };
         Gate {
             program: self.driver.program.clone(),
             bridge: self.driver.bridge.clone(),
             tap: tap(uuid),
             mac: mac(uuid),
-            socket: gate::socket(&self.store.folder),
+            socket: gate::socket(folder),
         }
     }
 
@@ -480,11 +511,8 @@ impl LibvirtMachine {
     }
 
     fn restore(&mut self) -> Result<(), LibvirtError> {
-        const WHAT: &str = "restoring it";
-        // A daemon that has started since has closed it.
-        self.make_folder().map_err(|error| LibvirtError::Failed { what: WHAT, why: self.at_folder(error) })?;
         let path = self.store.save_path().to_string_lossy().into_owned();
-        self.connection.call(WHAT, MOVE_MEMORY, move |connection| {
+        self.connection.call("restoring it", MOVE_MEMORY, move |connection| {
             Domain::domain_restore_flags(connection, &path, None, VIR_DOMAIN_SAVE_RUNNING)
         })
     }
@@ -639,7 +667,10 @@ impl LibvirtMachine {
             Ok(()) | Err(LibvirtError::NoDomain) => {}
             Err(error) => return Err(error.to_string()),
         }
-        self.store.clear().map_err(|error| self.at_folder(error))
+        match self.store.is_others(&self.home) {
+            true => Ok(()),
+            false => self.store.clear().map_err(|error| self.at_folder(error)),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use super::definition::{Acceleration, Base, Source};
-use crate::edge::certificate::write_atomically;
+use crate::edge::certificate::{sync_directory, write_atomically};
 use crate::edge::guests::machine::Failed;
 
 /// The form of `pristine.json` that this program knows.
@@ -24,9 +24,21 @@ const DESCRIPTION_BYTES_MAX: u64 = 64 * 1024;
 pub const DISKS_MAX: usize = 16;
 /// Says whose a folder is: the same text is in the original's folder in its daemon's directory.
 const OWNER: &str = "owner";
+/// How the names begin under which an owner is written before it is put in place.
+const OWNER_TEMPORARY: &str = ".p2pdb-owner-";
+pub const OF_ANOTHER: &str = "it belongs to another server, or to one that was here before; set another libvirt.folder in p2pdb.toml, \
+     or remove it if no server uses it";
 /// What else is there of an original; virtlogd keeps three older consoles.
-const OTHERS: [&str; 7] =
-    ["console.log", "console.log.0", "console.log.1", "console.log.2", "gate.sock", "gate.pid", "gate.log"];
+const OTHERS: [&str; 8] = [
+    "console.log",
+    "console.log.0",
+    "console.log.1",
+    "console.log.2",
+    "gate.sock",
+    "gate.pid",
+    "gate.log",
+    "pristine.json.tmp",
+];
 
 /// `pristine.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,6 +215,26 @@ impl Store {
     /// # Errors
     /// It is somebody else's, or cannot be used.
     pub fn claim(&self, home: &Path) -> io::Result<()> {
+        // An earlier version has told nobody whose a state is: the one that serves from it may be another server.
+        if self.folder != home && owner(&self.folder)?.is_none() && self.description_path().try_exists()? {
+            return Err(io::Error::other(
+                "an original server is there already, and it is not known whose; set another libvirt.folder in p2pdb.toml, or remove \
+                 it if no server uses it",
+            ));
+        }
+        self.own(home)
+    }
+
+    /// The same for one that has this instance, and may have made what is there before there were owners.
+    pub fn adopt(&self, home: &Path, instance: &str) -> io::Result<()> {
+        let is_its = || self.description().is_ok_and(|pristine| pristine.uuid == instance);
+        match owner(&self.folder)?.is_none() && (!self.description_path().try_exists()? || is_its()) {
+            true => self.own(home),
+            false => Ok(()),
+        }
+    }
+
+    fn own(&self, home: &Path) -> io::Result<()> {
         if self.folder == home {
             return Ok(());
         }
@@ -214,27 +246,61 @@ impl Store {
                 mine
             }
         };
+        if owner(&self.folder)?.is_none() {
+            self.put_owner(&mine)?;
+        }
         match owner(&self.folder)? {
-            None => write_atomically(&self.folder.join(OWNER), mine.as_bytes(), 0o600),
             Some(its) if its == mine => Ok(()),
-            Some(_) => Err(io::Error::other(
-                "it belongs to another server, or to one that was here before; set another libvirt.folder in p2pdb.toml, or remove it \
-                 if no server uses it",
-            )),
+            _ => Err(io::Error::other(OF_ANOTHER)),
         }
     }
 
-    /// Whether the folder belongs, beyond doubt, to the original with this folder in its daemon's directory.
-    pub fn is_of(&self, home: &Path) -> bool {
+    /// Puts an owner in place, unless there is one: of two that do so at once, one is the first.
+    fn put_owner(&self, mine: &str) -> io::Result<()> {
+        let temporary = self.folder.join(format!("{OWNER_TEMPORARY}{}", mine.trim()));
+        write_atomically(&temporary, mine.as_bytes(), 0o600)?;
+        let linked = fs::hard_link(&temporary, self.folder.join(OWNER));
+        remove(&temporary)?;
+        match linked {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => sync_directory(&self.folder),
+        }
+    }
+
+    /// Whether the folder belongs to the original with this folder in its daemon's directory.
+    pub fn is_of(&self, home: &Path) -> io::Result<bool> {
+        let mine = owner(home)?;
+        Ok(self.folder == home || (mine.is_some() && mine == owner(&self.folder)?))
+    }
+
+    /// Whether it belongs, beyond doubt, to somebody else.
+    pub fn is_others(&self, home: &Path) -> bool {
         let owners = (owner(home), owner(&self.folder));
-        self.folder == home || matches!(owners, (Ok(Some(mine)), Ok(Some(its))) if mine == its)
+        self.folder != home && matches!(owners, (Ok(mine), Ok(Some(its))) if mine.as_ref() != Some(&its))
+    }
+
+    /// Whether the original with this folder in its daemon's directory has a folder that it has not removed.
+    pub fn has_claimed(home: &Path) -> io::Result<bool> {
+        owner(home).map(|mine| mine.is_some())
+    }
+
+    /// Nothing is left of what the original with this folder in its daemon's directory has claimed.
+    pub fn disown(home: &Path) -> io::Result<()> {
+        remove(&home.join(OWNER))
     }
 
     /// Removes all of the original; whose it is goes last, so that what is cut off can be finished.
     pub fn remove(&self) -> io::Result<()> {
         self.forget()?;
         self.clear()?;
-        OTHERS.iter().chain([&OWNER]).try_for_each(|name| remove(&self.folder.join(name)))
+        OTHERS.iter().try_for_each(|name| remove(&self.folder.join(name)))?;
+        for item in fs::read_dir(&self.folder)? {
+            let item = item?;
+            if item.file_name().to_string_lossy().starts_with(OWNER_TEMPORARY) {
+                remove(&item.path())?;
+            }
+        }
+        remove(&self.folder.join(OWNER))
     }
 }
 
@@ -331,19 +397,57 @@ mod tests {
         let [home, other, shared] = ["home", "other", "shared"].map(|name| folder.path().join(name));
         [&home, &other, &shared].into_iter().for_each(|path| fs::create_dir(path).unwrap());
         let store = Store { folder: shared.clone() };
-        assert!(!store.is_of(&home), "what nobody has claimed is not known to be anybody's");
+        assert!(!store.is_of(&home).unwrap(), "what nobody has claimed is not known to be anybody's");
+        assert!(!store.is_others(&home));
         store.claim(&home).unwrap();
         store.claim(&home).unwrap();
-        assert!(store.is_of(&home) && !store.is_of(&other));
+        assert!(store.is_of(&home).unwrap() && !store.is_of(&other).unwrap());
+        assert!(!store.is_others(&home) && store.is_others(&other));
         assert!(store.claim(&other).unwrap_err().to_string().contains("belongs to another server"));
 
         let own = [store.save_path(), store.disk_path(0), store.overlay_path(1), store.console_path()];
         own.iter().for_each(|path| fs::write(path, "").unwrap());
         fs::write(shared.join("notes"), "the administrator's").unwrap();
+        // One that was killed while it claimed the folder.
+        fs::write(shared.join(format!("{OWNER_TEMPORARY}0f8f")), "").unwrap();
         store.remove().unwrap();
         let left: Vec<_> = fs::read_dir(&shared).unwrap().map(|item| item.unwrap().file_name()).collect();
         assert_eq!(left, ["notes"]);
         store.claim(&other).unwrap();
+    }
+
+    #[test]
+    fn of_those_that_claim_a_folder_at_once_one_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = &Store { folder: folder.path().join("shared") };
+        let homes: Vec<_> = (0..8).map(|number| folder.path().join(number.to_string())).collect();
+        homes.iter().chain([&store.folder]).for_each(|path| fs::create_dir(path).unwrap());
+        let claimed = std::thread::scope(|scope| {
+            let threads: Vec<_> = homes.iter().map(|home| scope.spawn(move || store.claim(home).is_ok())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        let is_owner: Vec<_> = homes.iter().map(|home| store.is_of(home).unwrap()).collect();
+        assert_eq!(claimed, is_owner);
+        assert_eq!(claimed.iter().filter(|claimed| **claimed).count(), 1);
+        assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 1, "the owner alone");
+    }
+
+    #[test]
+    fn a_state_from_before_there_were_owners_is_adopted_by_the_one_that_has_its_instance() {
+        let folder = tempfile::tempdir().unwrap();
+        let [home, other, shared] = ["home", "other", "shared"].map(|name| folder.path().join(name));
+        [&home, &other, &shared].into_iter().for_each(|path| fs::create_dir(path).unwrap());
+        let store = Store { folder: shared };
+        fs::write(store.save_path(), b"memory").unwrap();
+        let made = Made { uuid: "u".into(), acceleration: Acceleration::Qemu, guest_agent: true, boot_ms: 7 };
+        store.keep(made, "image 1".into(), 0).unwrap();
+        assert!(store.claim(&other).unwrap_err().to_string().contains("it is not known whose"));
+        store.adopt(&other, "v").unwrap();
+        assert!(!store.is_of(&other).unwrap());
+        store.adopt(&home, "u").unwrap();
+        store.adopt(&other, "u").unwrap();
+        assert!(store.is_of(&home).unwrap() && store.is_others(&other));
+        store.claim(&home).unwrap();
     }
 
     #[test]
