@@ -120,8 +120,8 @@ def measure(bench: Bench, runs: int) -> Starts:
     try:
         hosts = [Host(bench, libvirtd, core) for libvirtd, core in placed]
         share = share_on(bench, CLIENT)
-        for number in range(max(1, runs // 3)):
-            bench.progress.phase(f"from cold: {number + 1} of {max(1, runs // 3)}")
+        for number in range(runs):
+            bench.progress.phase(f"from cold: {number + 1} of {runs}")
             _time(starts, "one from cold", hosts[:1], "cold")
             hosts[0].do("save" if number == 0 else "destroy")
         hosts[1].do("cold")
