@@ -98,7 +98,7 @@ fn procedures_that_fail_leave_nothing_running() {
     owner.done("1 2 reset");
 
     let (outcome, _) = outcome_of(3, "deadline_s = 1\n[[check]]\ncommand = 'echo not yet; false'", "");
-    assert!(outcome.contains("still ends with exit status: 1 when time is up | not yet"), "{outcome}");
+    assert!(outcome.contains("exit status: 1") && outcome.ends_with("| not yet"), "{outcome}");
     owner.done("1 3 reset");
 
     // 200 MB of output, of which the note has the end.
@@ -108,7 +108,12 @@ fn procedures_that_fail_leave_nothing_running() {
     assert!(outcome.len() < 2000);
     owner.done("1 4 reset");
 
-    let (outcome, _) = outcome_of(5, "target = \"S9\"", "");
+    let check = "[[check]]\ncommand = 'test -e begun && sleep 1000; touch begun; echo not yet; false'";
+    let (outcome, _) = outcome_of(5, &format!("deadline_s = 1\n{check}"), "");
+    assert!(outcome.contains("was killed; before, it ended with exit status: 1 | not yet"), "{outcome}");
+    owner.done("1 5 reset");
+
+    let (outcome, _) = outcome_of(6, "target = \"S9\"", "");
     assert_eq!(outcome, "failed the procedure is for S9, not for S2");
 }
 

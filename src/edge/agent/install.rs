@@ -83,6 +83,7 @@ impl Installation<'_> {
     ) -> Result<(), String> {
         for check in &procedure.manifest.checks {
             let what = format!("the check '{}'", check.command);
+            let mut before: Option<(ExitStatus, Output)> = None;
             loop {
                 let mut shell = self.shell(folder);
                 shell.arg("-c").arg(&check.command);
@@ -93,8 +94,16 @@ impl Installation<'_> {
                         output.take(printed.text().as_bytes());
                         return Err(format!("{what} still ends with {status} when time is up"));
                     }
-                    Ok(_) => std::thread::sleep(CHECK_AGAIN),
-                    Err(why) => return Err(why),
+                    Ok(status) => {
+                        before = Some((status, printed));
+                        std::thread::sleep(CHECK_AGAIN);
+                    }
+                    Err(why) => {
+                        let Some((status, mut printed)) = before else { return Err(why) };
+                        // Time may have been up a moment after it began; what it said when it had some is worth more.
+                        output.take(printed.text().as_bytes());
+                        return Err(format!("{why}; before, it ended with {status}"));
+                    }
                 }
             }
         }
